@@ -131,7 +131,7 @@ class LaunchAgent(BaseAgent):
             AgentConfigError: when the agent has no queue, or another of its name runs on this machine.
             NotFoundError: when one of its queues does not exist.
             KeyboardInterrupt: when it is asked to stop by the keyboard.
-            BackgroundTaskError: when a background task that it cannot do without fails again and again; it has let go
+            BackgroundTaskError: when a background task that it cannot do without fails again and again; it has dropped
                 of its items in order by then.
         """
         async with hold_agent_name(self.config.home, self.config.name), AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Base of an agent: its connection, its slots, its items in work, and its requests to drain or to leave.
+"""Base of an agent: its connection, its slots, its active items, and its requests to drain or to leave.
 
 The loop (`prefect_launch.agent.loop`) and the status report use this; `LaunchAgent` adds the work on items.
 """
@@ -51,7 +51,7 @@ class DrainState:
         wake: is set at every new request.
 
     Attributes:
-        has_begun: whether its server has answered, so that it sees what its last life left in work.
+        has_begun: whether its server has answered, so that it sees what its last life has left unfinished.
         at_work: whether its loop has begun to take items.
         stopping: leave now; its runs continue.
         stops_jobs: when it leaves, what runs is stopped.
@@ -75,7 +75,7 @@ class DrainState:
         return self._drains_here or self.drain_requested
 
     def drain(self) -> None:
-        """Take no more items; leave when all that is in work is done."""
+        """Take no more items; leave when all active items have ended."""
         self._drains_here = True
         self._wake.set()
 
@@ -97,7 +97,7 @@ class DrainState:
 
 
 class BaseAgent(ABC):
-    """An agent without its work on items: its connection, its slots, and what it has in work.
+    """An agent without its work on items: its connection, its slots, and its active items.
 
     `LaunchAgent` says what it is made from.
     """
@@ -146,17 +146,17 @@ class BaseAgent(ABC):
 
     @property
     def thread_ids(self) -> list[str]:
-        """Ids of the items in work."""
+        """Ids of the active items."""
         return self.running_items.thread_ids
 
     @property
     def num_running_jobs(self) -> int:
-        """How many items are in work, schedulers left out."""
+        """How many items are active, schedulers left out."""
         return self.running_items.count(schedulers=False)
 
     @property
     def num_running_schedulers(self) -> int:
-        """How many sweep schedulers are in work."""
+        """How many sweep schedulers are active."""
         return self.running_items.count(schedulers=True)
 
     @cached_property
@@ -269,7 +269,7 @@ class BaseAgent(ABC):
         finally:
             self.running_items.forget(thread_id)
             if self._poller is not None and (exception is not None or (running_item and running_item.goes_back)):
-                self._poller.poll_again()  # Its event came while it was in work here.
+                self._poller.poll_again()  # Its event came while it was active here.
             self._slot_freed(thread_id)
 
     def _slot_freed(self, thread_id: str) -> None:

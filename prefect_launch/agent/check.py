@@ -103,7 +103,7 @@ async def _server(session: Session) -> list[Finding]:
     if not about.version.startswith("3."):
         found.append(_bad("version", f"The server is Prefect {about.version}: run one of version 3, 3.8 or newer."))
     if about.time is not None:
-        # The server's clock is told in whole seconds, and was read at any moment of the request.
+        # The server gives its clock in whole seconds, read at any moment of the request.
         ahead = (about.time - answered).total_seconds()
         behind = (asked - about.time).total_seconds() - 1.0
         difference = max(ahead, behind, 0.0)

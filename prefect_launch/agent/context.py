@@ -115,7 +115,7 @@ class AgentContext:
 
     def environment(self) -> dict[str, str]:
         """Return the environment of the agent's own programs: its own, with the server that it is connected to."""
-        # A flow that the agent runs in is none of theirs.
+        # A flow that the agent runs in is not theirs.
         own = {name: value for name, value in os.environ.items() if not name.startswith(_FLOW_VARIABLES)}
         return {**own, "PREFECT_API_URL": self.session.server.api_url}
 

@@ -1,4 +1,4 @@
-"""Log notes: the agent's own lines in an item's log, beside those of its job."""
+"""Log notes: the agent's own lines in an item's log, among those of its job."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class Loop:
         self._unreachable_at_start: set[str] = set()
         self._may_have_claims = False
         self._scheduler_sought_at = float("-inf")
-        self._unseen: set[str] = set()  # Items that an event has told of and no poll has shown.
+        self._unseen: set[str] = set()  # Items that an event has named and no poll has shown.
 
     async def run(self) -> None:
         """Run until a stop is requested, until empty, or until the time is up; its runs continue."""
@@ -205,7 +205,7 @@ class Loop:
             await self._agent.run_job(*found)
 
     async def _settle_claims(self) -> None:
-        """Put back what was claimed and is not in work here, when the last poll failed in between."""
+        """Release items that were claimed and are not active here, when the last poll failed in between."""
         if self._may_have_claims:
             context, held = self._agent.context, self._running_items.held
             await settle_orphans(context, self._config.queues, self._agent.holder, held, self._unreachable_at_start)
@@ -295,7 +295,7 @@ class Loop:
         return True
 
     def _on_event(self, item_id: str) -> None:
-        """Act on an event: an item in work may be asked to stop, any other may be a new one.
+        """Act on an event: an active item may be asked to stop, any other may be a new one.
 
         The first event of a stream has no id: it says that the stream is open, and that some may have been missed.
         """

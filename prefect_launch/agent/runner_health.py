@@ -61,7 +61,7 @@ class _Full:
     """A queue whose place takes no more runs.
 
     Attributes:
-        why: as it was told last.
+        why: as it was reported last.
         due: when an item of it may be claimed again, by the monotonic clock.
         refusals: how many there were in a row, of one item each after the first.
         is_tried: whether an item was claimed since the last refusal, to see whether there is room again.
@@ -124,7 +124,7 @@ class RunnerHealth:
         return part not in self._unreachable
 
     def mark_unseen(self, resource: str, why: str) -> None:
-        """Note that what runs on a resource could not be seen: none of its queues gets items until it was."""
+        """Note that the runs on a resource could not be listed: its queues get no items until they are."""
         self._unseen.add(resource)
         self.mark_down(Part(resource), why)
 
@@ -166,7 +166,7 @@ class RunnerHealth:
     ) -> T:
         """Make a call again each time that the resource comes back, until it is answered.
 
-        One that is told that there is no room is made again after a pause, which grows: the resource is there.
+        A queue without room is tried again after a pause, which grows: the resource is reachable.
 
         Args:
             part: where it goes.
@@ -194,7 +194,7 @@ class RunnerHealth:
                     raise
 
     async def watch(self, is_back: Callable[[str], Awaitable[None]]) -> None:
-        """Check unreachable resources again and again, for ever.
+        """Check unreachable resources again and again; never returns.
 
         Args:
             is_back: is called with each resource that answers again, before items are claimed for it.

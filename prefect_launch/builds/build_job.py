@@ -1,6 +1,6 @@
 """Job of a build in a cluster: the plan of a run of the resource `kubernetes` whose program builds and pushes an image.
 
-Its name comes from the image's tag, so that there is one build of an image in a namespace, whoever asks for it. The
+Its name comes from the image's tag, so that a namespace has one build of an image, however many agents ask for it. The
 build context travels in ConfigMaps of at most 1 MiB each: that works on every cluster, with no right but those that
 runs need, and with no store. The credentials for the registries and pip's settings are in Secrets that the Job owns.
 """
@@ -33,7 +33,7 @@ from prefect_launch.runners.remote.kubernetes.objects import (
 )
 from prefect_launch.runners.remote.kubernetes.options import one_container_job
 
-#: Written before the name of whoever waits for a build, in its Job's annotations. No label of a run begins so.
+#: Prefix of the annotations on a build's Job that name the agents waiting for it. No label of a run begins so.
 WAITERS: Final = "builds.prefect-launch/"
 #: The annotation that tells who has made a Job: a value of one look at it, as no other has.
 MAKER: Final = "builds.prefect-launch.maker"

@@ -142,7 +142,7 @@ class BuildPlace(ABC):
 
     @abstractmethod
     async def build(self, target: ImageBuild, item: str, log: LineSink) -> str | None:
-        """Return when the image is there: built by this call, or by whoever builds it already. Cancelling leaves it.
+        """Return when the image exists: built by this call, or by a build that runs already. Cancelling leaves it.
 
         Returns:
             The name that runs use, of what was built; None when somebody has removed it since.
@@ -163,7 +163,7 @@ class BuildPlace(ABC):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Let go of connections."""
+        """Close connections."""
 
 
 class BuildOutput:

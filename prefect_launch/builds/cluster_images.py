@@ -1,10 +1,10 @@
-"""Images that a Kubernetes cluster builds and pushes, with no Docker Engine: one Job for each, whoever waits for it.
+"""Images that a Kubernetes cluster builds and pushes, with no Docker Engine: one Job for each image.
 
 The Job's name comes from the image's tag: an agent that wants an image which is being built joins the Job that does,
-and so does one that comes back after it was killed. Whoever waits has a mark among the Job's annotations. The last one
-to leave removes the Job, and stops the build if it still runs. A Job that had ended before somebody came is not asked:
-it is removed, and the image built anew. A Job is not held back: where all who waited have died, the cluster ends it by
-its deadline, and removes it.
+and so does one that comes back after it was killed. Each waiting agent has a mark among the Job's annotations. The last
+one to leave removes the Job, and stops the build if it still runs. A Job that had ended before somebody came is not
+asked: it is removed, and the image built anew. A Job is not held back: where all who waited have died, the cluster ends
+it by its deadline, and removes it.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class ClusterImages(BuildPlace):
             except _LostBuildError as error:
                 lost = str(error)
                 if (found := await self.find(target)) is not None:
-                    return found  # Whoever removed its Job has seen its end before us.
+                    return found  # Another agent saw its end first, and removed its Job.
                 if left:
                     log(f"The build was lost: {clause(lost)}. It begins again.\n")
                 continue
@@ -238,7 +238,7 @@ class _ClusterBuild:
                 await self._leave(handle)
 
     async def _create(self) -> RunHandle:
-        """Make the Job, or find the one that is there."""
+        """Make the Job, or find the existing one."""
         try:
             return RunHandle.parse(await self._runner.create(self._plan))
         except SpecError as error:

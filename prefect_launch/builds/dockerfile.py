@@ -189,7 +189,7 @@ if [ -e "$here/project" ]; then install_project; fi
 site=$({VENV}/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 cp -R "$here/inputs/." "$site/"
 rm -rf /tmp/launch-uv
-# Made here, so that the job's user can write beside its code.
+# Made here, so that the job's user can write next to its code.
 mkdir -p {CODE_DIR}
 chown "$(cat "$here/user"):0" {CODE_DIR}
 """

@@ -1,7 +1,8 @@
 """Dockerfile selection: which Dockerfile builds a job's code, in which folder, and from which base images.
 
 The first match wins, in the reference's order: a Dockerfile that the run names, or else the job; `Dockerfile.wandb`
-beside the entry point, whose folder becomes the context; none, and one is generated. Nothing outside the code is read.
+next to the entry point, whose folder becomes the context; without one, a Dockerfile is generated. Nothing outside the
+code is read.
 
 Base images are read as Docker reads them: comments, continued lines and here-documents hold no instructions, and the
 defaults of build arguments before the first stage count. Names that only a build could tell are left out.

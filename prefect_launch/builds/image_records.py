@@ -52,7 +52,7 @@ class BuildLease:
         is_built: Callable[[], Awaitable[bool]],
         build: Callable[[LineSink], Awaitable[None]],
     ) -> None:
-        """Return when the image is there: built by this call, or by another process.
+        """Return when the image exists: built by this call, or by another process.
 
         Raises:
             BuildError: when the build failed, here or in the process that this call has waited for.

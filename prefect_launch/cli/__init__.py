@@ -1,6 +1,6 @@
 """The command line, `prefect-launch`.
 
-One file a group of commands. Nothing of Prefect is imported before a command runs, so that `--help` is there at once.
+One file a group of commands. Nothing of Prefect is imported before a command runs, so that `--help` answers at once.
 Every refusal and failure is one line on standard error and the exit code 1; Ctrl-C ends with 130.
 """
 

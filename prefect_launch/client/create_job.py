@@ -120,7 +120,7 @@ async def draft_job(request: JobRequest, *, git: Git | None = None) -> tuple[Job
     check_runtime(request.runtime)
     if request.services:
         raise SpecError(
-            f"Invalid services {request.services!r}: nothing here starts services beside a run. Start them as runs of"
+            f"Invalid services {request.services!r}: nothing here starts additional services. Start them as runs of"
             " their own, or in the job itself, and leave services out."
         )
     aliases = tuple(check_alias(alias) for alias in request.aliases)

@@ -62,10 +62,10 @@ class NamedJob:
             of_queue: the queue's resource options.
 
         Raises:
-            SubmitterError: naming it, and the nearest one that is there.
+            SubmitterError: naming it, and the nearest existing one.
             InfrastructureError: when the job store fails.
         """
-        # The command beside a URI is the job's own, and was checked with it.
+        # The command given with a URI is the job's own, and was checked with it.
         asked = spec if self.job is None else with_job(spec, self.job)
         if self.job is None or not overrides_code(asked):
             return
@@ -255,7 +255,7 @@ async def resolve_source(session: Session, spec: LaunchSpec) -> NamedJob:
 
 def draft_item(api: Api, queue: CachedQueue, spec: LaunchSpec, job: Job | None) -> ItemDraft:
     """Check a spec against its queue and job, and return the draft of the item; needs no server."""
-    if job is not None and spec.job:  # beside a URI, it says what the URI is taken at
+    if job is not None and spec.job:  # with a URI, it says at which commit the URI is taken
         check_version(job, spec.git.version, named=spec.job)
     _refuse_notebook(spec)
     _check_resource(spec, queue, job)

@@ -66,7 +66,7 @@ def launch_add(
         docker_image: image to run.
         project_queue: kept on the handle, for callers of the reference's library.
         resource_args: `{resource: {option: value}}`, over the queue's own; the queue says which options may be set.
-        run_id: a name for the run. Queuing the same spec again under it gives the item that is there.
+        run_id: a name for the run. Queuing the same spec again under it returns the existing item.
         build: build the image of the job's code here, push it to `repository`, and queue an image job of it.
         repository: where the built image is pushed, such as `registry.example:5000/team/train`; by default
             `builder.destination` of this machine's agent config.

@@ -240,7 +240,7 @@ class QueuedRun(ItemHandle):
             delete_artifacts: kept for callers of the reference's library; what a run left in the job store stays.
 
         Raises:
-            LaunchError: while it is in work; cancel it first.
+            LaunchError: while it is active; cancel it first.
         """
         item = self.item
         if item.state_type in (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING):

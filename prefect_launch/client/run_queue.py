@@ -88,7 +88,7 @@ class RunQueue:
         self.is_paused = False
 
     def set_concurrency_limit(self, limit: int | None) -> None:
-        """Set how many items may be in work at a time (at least 1); `None` for no limit.
+        """Set how many items may be active at a time (at least 1); `None` for no limit.
 
         Raises:
             QueueError: for a number below 1.

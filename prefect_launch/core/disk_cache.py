@@ -1,7 +1,8 @@
 """Disk caches: least-recently-used eviction of what a machine keeps for later use, down to a size limit.
 
-A subclass says what is there and what is still needed. Most caches hold folders: a folder is renamed before it is
-removed, so that nobody finds half of one, and what a killed clean-up has left under such a name the next one removes.
+A subclass lists the entries, and says which are still needed. Most caches hold folders: a folder is renamed before it
+is removed, so that nobody finds half of one, and what a killed clean-up has left under such a name the next one
+removes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """File lock between processes, held by the kernel, so that it ends with the process that holds it.
 
-The standard-library-only programs that run beside a job (`runners/process/supervisor.py`, `inputs`) lock for
+The standard-library-only programs that run with a job (`runners/process/supervisor.py`, `inputs`) lock for
 themselves.
 """
 

@@ -1,7 +1,7 @@
 """Lines of metrics in a log, as bytes: where they stand, and the log as it is shown, without them.
 
 A line may begin behind what another stream has left of its own line, such as a progress bar. A line that is longer than
-the limit is none, and is shown.
+the limit is no metric, and is shown.
 """
 
 from __future__ import annotations

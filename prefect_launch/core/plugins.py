@@ -48,7 +48,7 @@ class Plugins(Generic[T]):
 
         Raises:
             NotFoundError: when there is none of that name; names the nearest right one.
-            AgentConfigError: when a third party's class cannot be imported, or is none.
+            AgentConfigError: when a third party's class cannot be imported, or is no class.
         """
         if name not in self._places:
             raise unknown_name(self._kind, name, self._places)

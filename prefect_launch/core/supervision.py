@@ -43,13 +43,13 @@ class BackgroundTaskError(InternalError):
 
 @dataclass(frozen=True)
 class BackgroundTask:
-    """A task that runs beside the program's work for as long as that lasts.
+    """A task that runs in parallel with the program's work for as long as that lasts.
 
     Attributes:
         name: for the log.
         run: runs it. It ends only by being cancelled.
         vital: the program cannot do its work without the task, so it ends when the task fails again and again. A task
-            that is not vital is started again for ever.
+            that is not vital is started again without limit.
     """
 
     name: str
@@ -171,7 +171,7 @@ class Supervisor:
         while True:
             try:
                 await task.run()
-                raise InternalError(f"The background task {task.name!r} ended, though it runs for ever.")
+                raise InternalError(f"The background task {task.name!r} ended, though it must never return.")
             except Exception as error:  # noqa: BLE001 - this is where what nobody foresaw is dealt with
                 if failures.note(error) >= MOST_FAILURES and task.vital:
                     self._fail(task.name, error)

@@ -30,7 +30,7 @@ def drawing(width: float, height: float, parts: Iterable[str], title: str = "", 
         width: in pixels.
         height: in pixels.
         parts: elements, in the order in which they are drawn.
-        title: what a reader is told that cannot see it.
+        title: the text for readers who cannot see it.
         font: size of its texts in pixels.
     """
     name = f"<title>{escaped(title)}</title>" if title else ""

@@ -36,7 +36,8 @@ def printable(text: str, *, colours: bool = False) -> str:
 
     Args:
         text: whatever somebody wrote.
-        colours: keep colours and other looks of letters (SGR sequences). Whoever prints it ends them: see `line`.
+        colours: keep colours and other looks of letters (SGR sequences). The caller that prints it ends them: see
+            `line`.
     """
 
     def safe(match: re.Match[str]) -> str:

@@ -23,7 +23,7 @@ _PART: Final = re.compile(
 
 
 def parse_duration(value: Any) -> float | None:
-    """Return a duration in seconds; `None` and an empty text are none.
+    """Return a duration in seconds; `None` for `None` and for an empty text.
 
     Raises:
         SpecError: when it is no duration, or not longer than zero.

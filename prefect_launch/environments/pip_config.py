@@ -193,7 +193,7 @@ def _value(settings: Mapping[str, str], name: str) -> str:
 def _folder_of(place: str) -> str | None:
     """Return the folder of this machine that must be mounted for an index, if it is on this machine.
 
-    The pages of an index point to files beside it, so the folder above an index is the one.
+    The pages of an index point to files next to it, so this is the folder above the index.
     """
     parts = urlsplit(place)
     if parts.scheme == "file":

@@ -2,7 +2,7 @@
 
 The first of these that exists counts: `requirements.txt`, `uv.lock` beside a `pyproject.toml`, the project (a
 `pyproject.toml` or `setup.py`, of any build backend), `requirements.frozen.txt`. uv reads them in a copy of the code's
-own folders, which stays beside the environment: so a package of the code can be installed from there, editable too.
+own folders, which stays next to the environment: so a package of the code can be installed from there, editable too.
 
 pip's own parser (pip-requirements-parser) reads encodings, continuation lines and options of requirements files. uv
 wants a space after a short option, no quotes, a `./` before a folder of wheels, and a requirement on one line: such a
@@ -73,7 +73,7 @@ class Requirements:
 
     @property
     def keeps_code(self) -> bool:
-        """Whether the environment points to a copy of the code beside it."""
+        """Whether the environment points to a copy of the code next to it."""
         return self.project or bool(self.local)
 
 

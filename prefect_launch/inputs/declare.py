@@ -87,7 +87,7 @@ def manage_wandb_config(
 def _overrides_of(name: str) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     for path, values in file_overrides().items():
-        # A path that is no config file's can be no other spelling of this one; whoever declares it hears about it.
+        # A path that is no config file's can be no other spelling of this one; its own declaration reports it.
         if os.path.normpath(path) == name:
             if not isinstance(values, Mapping):
                 raise JobCodeError(f"The overrides of {path!r} are a {type(values).__name__}; they must be a mapping.")
@@ -193,7 +193,7 @@ def select(values: Mapping[str, Any], include: Iterable[KeyPath], exclude: Itera
 
     Args:
         values: the config; it is not changed.
-        include: paths to keep; none of them keeps all. A path that is not there is passed over.
+        include: paths to keep; an empty list keeps all. A missing path is skipped.
         exclude: paths to leave out.
     """
     wanted = tuple(include)

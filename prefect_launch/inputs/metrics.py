@@ -22,7 +22,7 @@ from prefect_launch.inputs.outputs import output_dir, plain_number
 MARK = "::launch-metric "
 #: Holds the same lines without the mark, as the kept copy.
 METRICS_FILE = "metrics.jsonl"
-#: The most bytes of one line with its end: a write of so many to a pipe stays in one piece, whoever else writes to it.
+#: The most bytes of one line with its end: a write of so many bytes to a pipe is atomic.
 MAX_LINE_BYTES = 4096
 #: The largest step: the integers that every JSON reader keeps exactly end here.
 MAX_STEP = 2**53

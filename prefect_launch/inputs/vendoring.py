@@ -20,7 +20,7 @@ _PATH_FILE = "prefect_launch_inputs.pth"
 def vendor_inputs(site_packages: Path) -> None:
     """Make `import prefect_launch.inputs` work in an environment.
 
-    What is there already is left alone when it is the same: doing this before each run costs a millisecond, and
+    An identical existing copy is left alone: doing this before each run costs a millisecond, and
     brings an environment that an older version made up to date.
 
     Raises:

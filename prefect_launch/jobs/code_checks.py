@@ -182,7 +182,7 @@ def check_build_files(
         unlisted: folders of the code whose files are not in `paths`: submodules.
 
     Raises:
-        SourceError: naming it, and the nearest one that is there.
+        SourceError: naming it, and the nearest existing one.
     """
     folder = posixpath.normpath(build_context or ".")
     if not is_in(folder, unlisted) and folder not in _folders((*paths, *(f"{each}/file" for each in unlisted))):
@@ -192,7 +192,7 @@ def check_build_files(
         inside = [path for path in paths if folder in (".", *_parents(path))]
         there = [posixpath.relpath(path, folder) for path in inside if "dockerfile" in posixpath.basename(path).lower()]
         listed = unknown_name("Dockerfile", dockerfile, there, where=f" in the build context {folder!r} of {where}")
-        raise SourceError(f"{listed} Name one that is there, or none to have one generated.{hint}")
+        raise SourceError(f"{listed} Name an existing one, or none to have one generated.{hint}")
 
 
 def unknown_build_context(build_context: str, paths: Iterable[str], *, where: str, hint: str = "") -> SourceError:

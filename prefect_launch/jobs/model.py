@@ -22,7 +22,7 @@ from prefect_launch.spec.scheduling import Retries
 
 #: The file that describes a job, under the reference's name.
 DOCUMENT_FILE: Final = "wandb-job.json"
-#: The code of a code job, beside it.
+#: The code of a code job, stored next to it.
 CODE_FILE: Final = "code.tar.gz"
 #: What is known about a version that is not its content: description, commit of the folder, who made it.
 METADATA_FILE: Final = "metadata.json"
@@ -383,7 +383,8 @@ def check_version(job: Job, version: str | None, *, named: str | None = None) ->
 
     Args:
         job: as it was resolved.
-        version: what the spec says beside it, if anything: `v3`, `3`, the alias in the job's name, a git job's commit.
+        version: the version that the spec names with the job, if any: `v3`, `3`, the alias in the job's name, a git
+        job's commit.
         named: the job, as the spec names it.
 
     Raises:

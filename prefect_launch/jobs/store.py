@@ -190,7 +190,7 @@ class StoredFiles:
         return content if content is None else bytes(content)
 
     async def write(self, path: str, content: bytes) -> None:
-        """Store a file, in the place of any that is there.
+        """Store a file, in place of an existing one.
 
         Raises:
             InfrastructureError: when the storage fails.
@@ -209,7 +209,7 @@ class StoredFiles:
     async def put_folder(self, folder: Path, path: str) -> None:
         """Store all files of a local folder under a path. They are streamed, not held in memory.
 
-        On a local disk they take the place of what is there, all at once, and sparse files keep their holes.
+        On a local disk they replace the old folder all at once, and sparse files keep their holes.
 
         Raises:
             InfrastructureError: when the storage fails.
@@ -299,7 +299,7 @@ def _place(storage: LocalFileSystem, path: str) -> Path:
 
 
 def _put_whole(source: Path, target: Path, *, stop: threading.Event) -> int:
-    """Put a copy of a folder in the place of another, which is there until the copy is whole."""
+    """Put a copy of a folder in the place of another, which stays until the copy is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".{target.name}.*.part"):
         remove_tree(left)  # of a writer that died
@@ -342,7 +342,7 @@ class Blobs:
         self._files = files
 
     async def put(self, content: bytes) -> StoredFile:
-        """Store the bytes, unless they are there and whole, and return how they are found again.
+        """Store the bytes, unless they are stored and complete, and return how they are found again.
 
         Raises:
             InfrastructureError: when the storage fails.
@@ -353,7 +353,7 @@ class Blobs:
         return file
 
     async def holds(self, file: StoredFile) -> bool:
-        """Say whether the bytes are there and whole."""
+        """Whether the bytes are stored and complete."""
         content = await self._files.read(_blob_path(file.digest))
         return content is not None and digest_of(content) == file.digest
 

@@ -143,7 +143,7 @@ def _wandb_names(context: JobContext) -> dict[str, str | None]:
         "WANDB_LAUNCH": "True",
         "WANDB_RUN_ID": context.run_id,
         "WANDB_PROJECT": context.project or None,
-        # What stands where nobody has named an entity is none of a W&B server's.
+        # The default entity is not one of a W&B server.
         "WANDB_ENTITY": None if context.entity == UNNAMED else context.entity or None,
         "WANDB_NAME": context.name or None,
         "WANDB_USERNAME": context.author or None,

@@ -167,7 +167,7 @@ def merged_options(
         secrets: what the Secret blocks hold, by name; likewise.
 
     Raises:
-        SpecError: for a value that is none, or options that do not go together, as far as they are filled in.
+        SpecError: for an invalid value, or options that exclude each other, as far as they are filled in.
         SubmitterError: as `submitted_options`, and for a value that changes a path or a bind which it is filled into.
     """
     submitted = submitted_options(config, spec, queue)
@@ -187,7 +187,7 @@ def merged_options(
     waiting = _waiting(config, macros, secrets) - submitted.keys()
     whole = runner.check_options({name: value for name, value in merged.items() if name not in waiting})
     if queue is not None:
-        # Of all that is there: a text that is still to be filled in is no reason not to count what stands beside it.
+        # Count all values that are known: one that is still to be filled in does not hide the others.
         check_limits(whole, config, runner.quantities, runner.amounts(merged))
     if not waiting:
         runner.check_together(whole)

@@ -328,7 +328,7 @@ def save_plan(plan: RunPlan) -> None:
 
 
 def load_plan(run_dir: Path) -> RunPlan | None:
-    """Read the plan of a run folder; `None` when there is none that can be read."""
+    """Read the plan of a run folder; `None` when it is missing or cannot be read."""
     try:
         return RunPlan.model_validate_json((run_dir / PLAN_FILE).read_text())
     except FileNotFoundError:

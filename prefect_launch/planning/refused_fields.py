@@ -106,7 +106,7 @@ def _has_environment(job: Job | None, runner: type[Runner]) -> bool:
 
 
 def _check_repository(spec: LaunchSpec, job: Job | None) -> None:
-    """Compare the git repository that is named beside a job, or a URI, with its own."""
+    """Compare the git repository that is named with a job, or a URI, with its own."""
     if job is None:
         if spec.git.version is not None or spec.git.repo is not None:
             raise SpecError(

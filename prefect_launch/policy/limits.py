@@ -41,7 +41,7 @@ def read_limits(given: object, resource: str, quantities: Quantities) -> dict[st
     """Read a queue's `limits`: the option, or `timeout`, and its maximum.
 
     Raises:
-        QueueError: for a name that has no maximum, or a maximum that is none.
+        QueueError: for an option that can have no maximum, or an invalid maximum.
     """
     if given is None:
         return {}

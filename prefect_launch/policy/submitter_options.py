@@ -154,7 +154,7 @@ def _instead(allowed: Collection[str]) -> str:
 
 #: Says how freely a submitter's value may stand at a place of the options: `Runner.fill_rule`.
 RuleOf = Callable[[str, Keys, str], FillRule]
-#: Options whose value is a path, or holds one, whether or not a `/` is written beside the placeholder.
+#: Options whose value is a path, or holds one, whether or not a `/` stands next to the placeholder.
 _PATHS: Final = frozenset({"device", "mount", "tmpfs", "volume", "workdir"})
 #: Those whose paths are of the host, where what a job has made may be a link.
 _HOST_PATHS: Final = frozenset({"device", "mount", "volume"})

@@ -40,7 +40,7 @@ _CAPACITY_CHARS: Final = 2_000
 
 
 class RunningItemSummary(BaseModel):
-    """An item that an agent has in work.
+    """An active item of an agent.
 
     Attributes:
         id: of the item.
@@ -74,9 +74,9 @@ class AgentStatus(BaseModel):
         queues: that it takes items of.
         slots: how many jobs it runs at a time; `None`: no limit, or unknown.
         state: polling, running, draining, or offline: it has left, and its runs continue.
-        running: what it has in work; when that is much, the first of it.
-        in_work: how many jobs it has in work.
-        schedulers: how many schedulers of sweeps it has in work, which take none of its slots.
+        running: its active items; the first of them when there are many.
+        in_work: how many active jobs it has.
+        schedulers: how many schedulers of sweeps it runs, which take none of its slots.
         max_schedulers: how many it takes; `None`: no limit, or unknown.
         waits: why items wait for its devices, by their ids; when that is much, the first of it.
         devices: who holds each of its GPUs; an empty text for none.
@@ -139,7 +139,7 @@ async def read_statuses(server: Server) -> dict[str, AgentStatus]:
 
 
 class DrainRequest(BaseModel):
-    """Request that an agent drains: those lives of it that are there, not one that is started later.
+    """Request that an agent drains: those lives of it that are online, not one that is started later.
 
     Attributes:
         agent: its name.
@@ -246,7 +246,7 @@ class QueueActivity(BaseModel):
     Attributes:
         queue: its name.
         waiting: items that wait for an agent.
-        active: items that an agent has in work.
+        active: items that an agent has claimed and not ended.
         submitted: those of them that wait in the cluster that they were submitted to.
         agents: names of the agents that are online for it.
     """
@@ -340,9 +340,9 @@ def _agent(name: str, beats: list[tuple[str, Worker]], status: AgentStatus | Non
 
 
 async def drain_agent(server: Server, name: str, *, undo: bool = False) -> AgentInfo:
-    """Ask an agent to drain, or, with `undo`, to take items again; it hears of it at once, or at its next poll.
+    """Ask an agent to drain, or, with `undo`, to take items again; it acts at once, or at its next poll.
 
-    The request is for the lives of the agent that are there now, and for all scheduled runs of a served one until
+    The request is for the lives of the agent that are online now, and for all scheduled runs of a served one until
     its service ends.
 
     Returns:

@@ -50,7 +50,7 @@ class QueueOptions:
             `{memory: 16g, gpus: 2, timeout: 12h}`. And `outputs: {max_bytes: 1g, max_files: 100}`: no more is kept of
             the outputs of one run.
         template_variables: `{name: {"schema": {type, enum, minimum, maximum, default}}}`.
-        concurrency: how many items may be in work at a time, at least 1; `None` for no limit.
+        concurrency: how many items may be active at a time, at least 1; `None` for no limit.
         submitter_options: options that submitters may set besides the resource's usual ones, or though the config sets
             them; `env.NAME` for one variable.
         submitter_secrets: names of the Secret blocks that submitters may name in `env`, and so have; by default none.

@@ -55,7 +55,7 @@ async def create_queue(
     """Make a queue: its work pool, its priorities, its deployment; with `replace`, bring an existing one up to date.
 
     Raises:
-        QueueError: when it is there already, or its resource would change under waiting items.
+        QueueError: when it exists already, or its resource would change under waiting items.
     """
     check_queue_name(name)
     server = session.server
@@ -81,7 +81,7 @@ async def create_queue(
 
 def _description(name: str, resource: str) -> str:
     return (
-        f"Launch queue on {resource}. Nothing of it runs before an agent is there: start one on a machine with"
+        f"Launch queue on {resource}. Nothing of it runs without an agent: start one on a machine with"
         f" 'prefect-launch agent start -q {name}'."
     )
 

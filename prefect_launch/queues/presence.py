@@ -2,7 +2,7 @@
 
 A worker's heartbeat is one for all agents of a name. Two of one name may live at once, on two hosts; and one that was
 moved to another host has a new life there, while what its last life held waits for somebody. So each life of an agent
-has a variable of its own, `launch_instance_<id>`, with a count that grows every 30 s. Whoever wants to know whether a
+has a variable of its own, `launch_instance_<id>`, with a count that grows every 30 s. To know whether a
 life is over watches the count, by its own clock.
 """
 
@@ -59,7 +59,7 @@ class Holder(BaseModel):
         """Whether it is the other itself, or a life of that agent before this one.
 
         Only one agent of a name lives on a home and host, which a lock sees to. One of the same name that has another
-        home, or host, may live beside the other: its heartbeats tell.
+        home, or host, may live at the same time: its heartbeats show it.
         """
         mine, theirs = (self.agent, self.home, self.host), (other.agent, other.home, other.host)
         return self.instance == other.instance or (bool(self.home) and mine == theirs)
@@ -104,7 +104,7 @@ class Presence(BaseModel):
 
 
 async def write_presence(server: Server, presence: Presence) -> None:
-    """Show that a life of an agent is there."""
+    """Show that a life of an agent is online."""
     await server.write_variable(_key(presence.holder.instance), presence.model_dump(mode="json"), tags=[TAG])
 
 
@@ -114,7 +114,7 @@ async def delete_presence(server: Server, instance: str) -> None:
 
 
 async def read_presences(server: Server) -> list[Presence]:
-    """Read the lives that are there, or have left something behind; what is none is passed over."""
+    """Read the lives that are online, or have left something behind; skip variables that hold none."""
     found = []
     for value in (await server.list_variables(TAG)).values():
         try:

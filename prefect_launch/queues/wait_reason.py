@@ -183,7 +183,7 @@ def _no_agent(facts: WaitFacts) -> _Reason | None:
 
 
 def _away(facts: WaitFacts) -> _Reason | None:
-    """The agents are there, and what they would run it in is not."""
+    """The agents are online, and the resource is not."""
     names = (facts.queue.resource, problem_of(facts.queue.queue))
     each = {
         agent.name: next((why for name in names if (why := agent.problems.get(name))), "")
@@ -368,7 +368,7 @@ def seconds_until_start(*, ahead: int, running: Sequence[float], slots: int | No
 
     Args:
         ahead: how many start before it.
-        running: for how long each item in work has been running, in seconds.
+        running: for how long each active item has been running, in seconds.
         slots: how many run at a time; `None`: any number.
         typical: how long a run takes, in seconds.
     """

@@ -23,7 +23,7 @@ _logger = get_logger("launch.registries")
 
 _GOOGLE_USER: Final = "oauth2accesstoken"
 _GOOGLE_SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
-#: The user that Azure's registries expect beside a token.
+#: The user that Azure's registries expect with a token.
 _AZURE_USER: Final = "00000000-0000-0000-0000-000000000000"
 _AZURE_SCOPE: Final = "https://management.azure.com/.default"
 _AZURE_SECONDS: Final = 15.0

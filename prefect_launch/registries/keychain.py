@@ -86,7 +86,7 @@ def _settings(address: object, given: Any) -> RegistrySettings:
 BLOCK_TYPE: Final = "docker-registry-credentials"
 #: Shorter than any cloud's token lives. A changed password is read after it.
 _KEEP_SECONDS: Final = 300.0
-#: A credential helper that waits for input waits for ever.
+#: A credential helper that waits for input never ends.
 _HELPER_SECONDS: Final = 20.0
 
 ReadBlock = Callable[[str, str], Awaitable[Credentials]]

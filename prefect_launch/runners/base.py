@@ -53,7 +53,8 @@ def signal_of(exit_code: int | None) -> str | None:
 PLAN_FILE: Final = "plan.json"
 #: What a job of an earlier claim gets between TERM and KILL, as `docker stop` gives it.
 TAKEOVER_SECONDS: Final = 10.0
-#: The newest claim of the item, beside the folders of its attempts. The supervisor, standard library alone, has a copy.
+#: The newest claim of the item, next to the folders of its attempts. The supervisor, standard library alone, has a
+#: copy.
 CLAIM_FILE: Final = "claim"
 #: How many characters of a claim's token are in the name of a run's folder.
 CLAIM_CHARS: Final = 8
@@ -338,9 +339,9 @@ class Runner(ABC):
     #: their ends when its caller does not wait.
     uses_this_machine: ClassVar[bool] = False
 
-    #: Whether the two streams of its logs are told apart.
+    #: Whether the two streams of its logs can be distinguished.
     separates_streams: ClassVar[bool] = True
-    #: Whether its logs arrive byte for byte. Else they are text: a byte that is none is shown as U+FFFD, and the last
+    #: Whether its logs arrive byte for byte. Otherwise they are text: an invalid byte is shown as U+FFFD, and the last
     #: line may get an end.
     keeps_log_bytes: ClassVar[bool] = True
     #: Whether all that a job leaves in `$LAUNCH_OUTPUT_DIR` comes back by itself; else `outputs.json` alone does.
@@ -543,7 +544,7 @@ class Runner(ABC):
         return [Finding(name="reachable", is_ok=True)]
 
     async def missing(self, plan: RunPlan) -> ItemState | None:
-        """Say what `prepare` is needed for, as the state that shows it; `None` when everything is there already."""
+        """Say what `prepare` is needed for, as the state that shows it; `None` when nothing is missing."""
         return None
 
     @abstractmethod

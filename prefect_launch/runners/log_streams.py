@@ -62,12 +62,12 @@ class Marks:
         self._last = is_error
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._file)
 
 
 class CopiedLog:
-    """The log of a job that runs elsewhere, and the position to copy on from, in a file beside it.
+    """The log of a job that runs elsewhere, and the position to continue from, in a file next to it.
 
     The position is written after the log. A writer that was killed between the two leaves bytes that the position does
     not know: the next one cuts them off, and copies them again. So the log has no gap and no repeat. One thread writes
@@ -122,7 +122,7 @@ class CopiedLog:
         self.position = position
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         self._marks.close()
         os.close(self._file)
 

@@ -432,7 +432,7 @@ class Quantity:
 
     Attributes:
         measure: reads a value as a number of its unit (bytes, billionths of a CPU, GPUs); infinite where it means that
-            there is no limit. Raises `ValueError` for a value that is none.
+            there is no limit. Raises `ValueError` for an invalid value.
         has_maximum: whether a queue can set a maximum of it.
         unset: how much a run has that does not set it; where that is above a queue's maximum, it gets the maximum.
         bounds_with: options that say the same in another way, or together with it.

@@ -34,7 +34,7 @@ def runner_class(name: str) -> type[Runner]:
 
     Raises:
         NotFoundError: when there is none of that name; the message names the nearest right one.
-        AgentConfigError: when a third party's runner cannot be imported, or is none.
+        AgentConfigError: when a third party's runner cannot be imported, or is no runner.
     """
     return RUNNERS.find(name)
 

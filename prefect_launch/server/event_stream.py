@@ -1,4 +1,4 @@
-"""Event stream of the server, followed for ever: it is opened again whenever it ends or breaks."""
+"""Event stream of the server: it is opened again whenever it ends or breaks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RECONNECT_MAX_SECONDS: Final = 10.0
 
 
 async def follow(connect: Callable[[], AsyncIterator[str]], on_event: Callable[[str], None]) -> None:
-    """Report every event of a stream of the server's, for ever; connect again when the connection ends.
+    """Report every event of a server's stream; never returns, and connects again when the connection ends.
 
     Args:
         connect: opens the stream, such as `Server.watch_items`.

@@ -46,7 +46,7 @@ _RETRY_MAX_SECONDS: Final = 0.5
 _BUSY: Final = frozenset({429, 503})
 #: What a proxy says when the server behind it went away in the middle of a request.
 _GATEWAY: Final = frozenset({502, 504})
-#: A server that says that it is busy is there, and was seen to be so for half a minute: it gets this many times the
+#: A server that says that it is busy is reachable, and was seen to be so for half a minute: it gets this many times the
 #: patience.
 _BUSY_PATIENCE_FACTOR: Final = 6
 _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -55,7 +55,7 @@ _LOST = (httpx.ReadTimeout, httpx.ReadError, httpx.WriteError, httpx.WriteTimeou
 #: What cannot: records and artifacts carry no key, and the server knows a state's transition id only as long as the
 #: item is in that state.
 _ONCE: Final = ("/set_state", "/logs/", "/artifacts/")
-#: What to do about a server that cannot be reached, and about one that is there.
+#: What to do about a server that cannot be reached, and about one that can.
 _IF_AWAY: Final = "Start it with 'prefect server start', or set PREFECT_API_URL to the address of the one to use."
 _IF_BUSY: Final = "It is overloaded, or its database is locked: ask again. On PostgreSQL it takes more than on SQLite."
 
@@ -231,7 +231,7 @@ class Calls:
 
 
 def is_taken(response: httpx.Response) -> bool:
-    """Whether the server says that a thing of that name is there already."""
+    """Whether the server says that a thing of that name exists already."""
     return response.status_code == _TAKEN
 
 

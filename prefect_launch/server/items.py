@@ -203,7 +203,7 @@ def _filters(wanted: ItemFilter) -> dict[str, Any]:
 
 # --- states ---
 
-#: Proposals in a row whose answers are lost, before the caller hears of it.
+#: Proposals in a row whose answers are lost, before the caller gets an error.
 _LOST_MAX: Final = 5
 #: What a server gets to commit a request whose answer cannot reach us any more.
 _LOST_PAUSE_SECONDS: Final = 0.3
@@ -267,7 +267,7 @@ class ProposalCalls(Calls):
         body = {"state": proposed, "force": force}
         answer = await self._rest.get("POST", f"/flow_runs/{item_id}/set_state", json=body)
         if answer is None:
-            raise ItemGoneError(f"Item {item_id} is not on the server any more: it was deleted while it was in work.")
+            raise ItemGoneError(f"Item {item_id} is not on the server any more: it was deleted while it was active.")
         return Verdict.model_validate(answer)
 
 

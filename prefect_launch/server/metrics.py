@@ -28,7 +28,7 @@ def metrics_key(item_id: UUID) -> str:
 async def read_metrics(server: Server, item_ids: Collection[UUID]) -> dict[UUID, Metrics]:
     """Return the metrics of those of these items that have reported any, in one request for each hundred.
 
-    An artifact that holds something else, which somebody may have put under the key, is none.
+    An artifact that holds something else, which a user may have put under the key, counts as missing.
     """
     found = await server.read_artifacts([metrics_key(item_id) for item_id in item_ids])
     read: dict[UUID, Metrics] = {}

@@ -77,7 +77,7 @@ class Server(Protocol):
         """List a pool's work queues, the most urgent first."""
 
     async def create_queue(self, pool: str, name: str, priority: int) -> None:
-        """Make a work queue in the pool; one that is there already stays.
+        """Make a work queue in the pool; an existing one stays.
 
         Raises:
             QueueError: when the pool is gone.
@@ -233,7 +233,7 @@ class Server(Protocol):
     async def create_artifact(
         self, item_id: UUID, *, key: str, kind: str, data: Any, description: str | None = None, once: str | None = None
     ) -> None:
-        """Attach an artifact (`kind`: markdown, table, …) to an item, unless it is there: the key is of `[a-z0-9-]`.
+        """Attach an artifact (`kind`: markdown, table, …) to an item, unless it exists: the key is of `[a-z0-9-]`.
 
         Args:
             once: what it is about, such as one attempt: the item has it when there is one of the same key that is about

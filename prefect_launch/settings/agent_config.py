@@ -101,7 +101,7 @@ _MAXIMUM: Final = re.compile(r"-1(\.0+)?|\d+(\.\d+)?")
 def default_home() -> Path:
     """Return the folder of what agents keep on this machine: `PREFECT_LAUNCH_HOME`, or `launch` in Prefect's own.
 
-    Jobs are in Prefect's own in either case: whoever queues finds them without knowing where an agent keeps its runs.
+    Jobs are in Prefect's own in either case: a submitter finds them without knowing where an agent keeps its runs.
     """
     if named := os.environ.get(HOME_VARIABLE):
         return Path(named).expanduser().absolute()
@@ -290,7 +290,7 @@ def resolve_agent_config(file: Path | str | None = None, **given: Any) -> AgentC
     """Bring together the config file, the environment and what a call gives.
 
     Args:
-        file: a YAML file; by default `~/.config/prefect-launch/agent.yaml`, when it is there.
+        file: a YAML file; by default `~/.config/prefect-launch/agent.yaml`, if it exists.
         **given: settings that win over both; `None` is "not given".
 
     Raises:

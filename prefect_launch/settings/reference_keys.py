@@ -37,7 +37,7 @@ def translated(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return an agent's settings without the reference's two keys.
 
     `registry: {type: ecr, uri: REPOSITORY}` becomes `builder.destination`. `environment: {type: aws, region: REGION}`
-    is left out when the images go to that cloud, and region: who the agent is there, it is by itself.
+    is left out when the images go to that cloud, and region: the agent has its identity there by itself.
 
     Raises:
         AgentConfigError: for what cannot be translated, with the next step.

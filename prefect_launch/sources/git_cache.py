@@ -1,8 +1,8 @@
 """Git cache: one bare repository for each remote on a machine, so a commit is fetched once.
 
-A repository is in `<home>/git/<host-path-hash>`, for all agents of that home; a file lock beside it lets one process
+A repository is in `<home>/git/<host-path-hash>`, for all agents of that home; a file lock next to it lets one process
 write at a time. A complete commit has a ref `refs/launch/<commit>`, written last: then the network is not asked at all.
-A damaged repository is deleted and made anew. The folder's time is the time of the last use; whoever removes old
+A damaged repository is deleted and made anew. The folder's time is the time of the last use; code that removes old
 repositories takes the lock first.
 """
 
@@ -96,7 +96,7 @@ class GitCache:
         if await self._git.id_of(f"{commit}^{{commit}}", cached) is None:
             raise SourceError(
                 f"The commit {commit} of {remote} is gone: no branch or tag leads to it any more. Was its branch"
-                " rewritten or deleted? Make the job again, at a commit that is there."
+                " rewritten or deleted? Make the job again, at a commit that exists."
             )
         await self._git.run("update-ref", f"refs/launch/{commit}", commit, cwd=cached)
 

@@ -53,7 +53,7 @@ def as_program(entry_point: Sequence[str]) -> tuple[str, ...]:
 
 
 def script_of(notebook: str) -> str:
-    """Return where the program of a notebook lies: beside it, under a name that no program of its folder has."""
+    """Return the path of a notebook's program: next to it, under a name that no program of its folder has."""
     return notebook.removesuffix(_NOTEBOOK) + _SCRIPT
 
 
@@ -90,7 +90,7 @@ def convert(content: bytes, name: str) -> str:
 
 
 def convert_in(folder: Path, entry_point: Sequence[str], build_context: str | None) -> None:
-    """Make the program of a fetched notebook, unless it is there.
+    """Make the program of a fetched notebook, unless it exists.
 
     Args:
         folder: the code.

@@ -4,7 +4,7 @@ Only https, ssh and `git@host:path` remotes are used, without passwords; the rul
 else that git understands runs programs (`ext::`), reads the machine's own files (`file://`, a path) or is an option in
 disguise (a leading `-`).
 
-The machine's operator decides the settings, by host, and no submitter: whoever may name the secret of a remote could
+The machine's operator decides the settings, by host, and no submitter: anyone who may name the secret of a remote could
 have any secret sent to a host of their own. They are in `~/.config/prefect-launch/git.yaml`, which both the submitter's
 machine and the agents read; an agent's own configuration may have them, too, under `git`.
 """

@@ -65,7 +65,7 @@ def _form_spec(item: Item) -> dict[str, Any]:
 
 
 def check_labels(item: Item, of_deployment: Mapping[str, Any]) -> None:
-    """Refuse an item whose labels say another job than its deployment: whoever starts a run can set labels over those.
+    """Refuse an item whose labels say another job than its deployment: anyone who starts a run can override its labels.
 
     The version may be another: a deployment may have been made anew since.
 

@@ -254,7 +254,7 @@ class LaunchSpec(_Part):
             data = {key: value for key, value in data.items() if value is not None}
             if services := data.pop("additional_services", ()):
                 raise SpecError(
-                    f"Invalid additional_services {services!r}: nothing here starts services beside a run. Start them"
+                    f"Invalid additional_services {services!r}: nothing here starts additional services. Start them"
                     " as runs of their own, or in the job itself, and leave the key out."
                 )
             for key in data:

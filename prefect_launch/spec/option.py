@@ -1,6 +1,6 @@
 """Options of the launch spec: how people set a field, besides in a launch config.
 
-Each field declares its option once, beside its type. The options of `add` and `run`, the form of a job's deployment,
+Each field declares its option once, with its type. The options of `add` and `run`, the form of a job's deployment,
 the fields that secure mode allows, and the table in the documentation follow from it.
 """
 

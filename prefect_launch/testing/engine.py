@@ -48,11 +48,11 @@ class _Container:
 
 @dataclass
 class InMemoryDocker:
-    """The engine itself: what it has, whoever is connected.
+    """The engine itself: its state, shared by all connections.
 
     Args:
         script: says what a container does, by its configuration.
-        images: the images that are there, and the files in each, by absolute path.
+        images: its images, and the files in each, by absolute path.
         registry: the images that can be pulled.
         registry_user: who alone can pull them; None: anybody.
         is_local: whether it sees this machine's folders.

@@ -48,7 +48,7 @@ class _Job(ScriptedRun):
 
 @dataclass
 class InMemoryCluster:
-    """A cluster, whoever uses it.
+    """A cluster, shared by all runners.
 
     Args:
         script: says what the job of a plan does; by default every job ends with 0 at once.

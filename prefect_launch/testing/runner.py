@@ -36,7 +36,7 @@ class _Run(ScriptedRun):
 
 @dataclass
 class InMemoryMachine:
-    """What runs, whoever watches.
+    """The runs, shared by all runners.
 
     Args:
         script: says what the job of a plan does; by default every job ends with 0 at once.

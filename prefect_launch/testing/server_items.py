@@ -218,7 +218,7 @@ class InMemoryItems(Calls):
     ) -> Verdict:
         stored = self._store.items.get(item_id)
         if stored is None:
-            raise ItemGoneError(f"Item {item_id} is not on the server any more: it was deleted while it was in work.")
+            raise ItemGoneError(f"Item {item_id} is not on the server any more: it was deleted while it was active.")
         details = {**as_json(state.state_details), "transition_id": str(transition_id or uuid4())}
         proposed = state.model_copy(update={"state_details": details, "data": as_json(state.data)})
         ruling = judge(stored.item, proposed, force=force, now=self._store.now())

@@ -221,7 +221,7 @@ def queue_refused(name: str, reason: str) -> QueueError:
 
 
 def check_template_defaults(name: str, template: Mapping[str, Any]) -> None:
-    """Raise `QueueError` for a schema of variables that is none, or a default outside it. (A change is not checked
+    """Raise `QueueError` for an invalid schema of variables, or a default outside it. (A change is not checked
     so.)"""
     schema = dict(template.get("variables") or {})
     if not schema:
@@ -238,7 +238,7 @@ def check_template_defaults(name: str, template: Mapping[str, Any]) -> None:
 
 
 def check_parameter_schema(parameters: Mapping[str, Any], schema: Mapping[str, Any], *, enforce: bool) -> None:
-    """Raise `SpecError` for a deployment whose schema is none, or whose own parameters break it."""
+    """Raise `SpecError` for a deployment with an invalid schema, or whose own parameters break it."""
     fault = _schema_fault(json.dumps(dict(parameters)), json.dumps(dict(schema)), enforce)
     if fault is not None:
         raise refused(f"body: Value error, {fault}")

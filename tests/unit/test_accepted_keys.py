@@ -144,7 +144,7 @@ def test_field_of_a_spec_changes_what_is_run_or_is_refused(path: str, job_api: I
         ("gpu", with_value(CODE, "docker.pin", True), "of an image that is named"),
         ("cpu", with_value(CODE, "registry.uri", "r.example/x"), "builder.destination of its own config"),
         ("cpu", with_value(CODE, "registry.type", "ecr"), "registry"),
-        ("cpu", with_value(CODE, "additional_services", [{"config": {}}]), "nothing here starts services"),
+        ("cpu", with_value(CODE, "additional_services", [{"config": {}}]), "nothing here starts additional services"),
         ("cpu", with_value(CODE, "resource_args", {"local-process": {"env": []}}), "env is an empty list"),
     ],
 )

@@ -115,7 +115,7 @@ async def test_task_that_is_not_vital_is_started_again_for_ever() -> None:
         await asyncio.wait_for(flaky.works.wait(), 60)
 
 
-async def test_task_that_ends_of_its_own_accord_has_failed(caplog: pytest.LogCaptureFixture) -> None:
+async def test_task_that_ends_by_itself_has_failed(caplog: pytest.LogCaptureFixture) -> None:
     starts: list[int] = []
     again = asyncio.Event()
 
@@ -128,7 +128,7 @@ async def test_task_that_ends_of_its_own_accord_has_failed(caplog: pytest.LogCap
     async with supervised(lambda: None) as supervisor:
         supervisor.supervise(BackgroundTask("limits", ends))
         await asyncio.wait_for(again.wait(), 60)
-    assert "The background task 'limits' ended, though it runs for ever" in caplog.text
+    assert "The background task 'limits' ended, though it must never return" in caplog.text
 
 
 async def test_failure_of_the_block_itself_comes_out_as_it_was_raised() -> None:

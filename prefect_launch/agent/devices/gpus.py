@@ -36,7 +36,7 @@ class GpuInfo(BaseModel):
     Attributes:
         gpus: all that the machine has.
         users: the ids of the processes that compute on a GPU, by its index; (0,) where only its memory shows one.
-        note: why there is none, in words.
+        note: why there is no GPU, in words.
         is_away: the driver does not answer now: what the machine has is not known.
     """
 
@@ -100,7 +100,7 @@ class GpuWatch:
         self._reading: asyncio.Future[GpuInfo] | None = None
 
     async def read(self) -> GpuInfo:
-        """Read the GPUs; a read that has not returned is waited for again, and no second one starts beside it."""
+        """Read the GPUs; a read that has not returned is waited for again, and no second one starts meanwhile."""
         if self._reading is None:
             self._reading = _on_daemon_thread(self._probe.read)
         reading = self._reading

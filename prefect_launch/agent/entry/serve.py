@@ -85,7 +85,7 @@ class Stop:
 
     @contextmanager
     def by_signals(self, early: Sequence[signal.Signals] = ()) -> Iterator[None]:
-        """Listen to SIGTERM and SIGINT; left to Prefect, a run would stay Running for ever.
+        """Listen to SIGTERM and SIGINT; left to Prefect, a run would stay Running forever.
 
         Args:
             early: signals that came before: see `prefect_launch.core.early_signals`.

@@ -111,7 +111,7 @@ class RunFolderCache(FolderCache):
                 yield from (path for path in item.iterdir() if _is_attempt(path.name) and path.is_dir())
 
     def _forget_item(self, folder: Path) -> None:
-        """Remove the folder of an item of which no attempt is left, with what was noted beside them."""
+        """Remove the folder of an item without attempts left, with the notes in it."""
         with suppress(OSError):
             notes = list(folder.iterdir())
             if all(note.is_file() and time.time() - note.lstat().st_mtime >= self._fresh_seconds for note in notes):

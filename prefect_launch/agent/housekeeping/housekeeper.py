@@ -1,7 +1,7 @@
 """Housekeeping of one machine: removes finished runs, old run folders, environments, built images and git copies.
 
-It runs beside the agent's loop, at its start and every few minutes; threads measure the disks. One process of a home
-does it at a time. It leaves the job store alone.
+It runs in parallel with the agent's loop, at its start and every few minutes; threads measure the disks. One process of
+a home does it at a time. It leaves the job store alone.
 
 A finished run is one that nobody has removed: its agent was killed at the end of its item, or never came back. A run is
 ours when its labels say so and its plan lies in this home under the same claim. Its log is copied to the end before it
@@ -75,7 +75,7 @@ async def remove_finished(
 
     Args:
         context: the agent's.
-        held: items that the agent has in work.
+        held: the agent's active items.
         dry_run: only report what would be removed.
         settled_seconds: how long ago an item must have ended.
 
@@ -172,7 +172,7 @@ class Housekeeper:
 
     Args:
         context: the agent's.
-        held: lists the items that it has in work.
+        held: lists its active items.
         fresh_seconds: what was used later than that stays.
         settled_seconds: how long ago the item of a finished run must have ended.
     """
@@ -201,7 +201,7 @@ class Housekeeper:
         )
 
     async def keep(self) -> None:
-        """Do it again and again, for ever; what fails is tried the next time."""
+        """Do it again and again, and never return; a step that fails is tried again the next time."""
         while True:
             try:
                 report = await self.once()

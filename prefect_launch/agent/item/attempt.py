@@ -1,4 +1,4 @@
-"""Attempt at an item: what the steps of its life share, and the protocol of the hooks beside them."""
+"""Attempt at an item: what the steps of its life share, and the protocol of the hooks around them."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class Attempt:
     Args:
         context: the agent's.
         running_item: the item.
-        hooks: make what is done beside the steps, in this order.
+        hooks: make the hooks around the steps, in this order.
 
     Attributes:
         ownership: whether the item is still this agent's.
         facts: what is known about the attempt, for its failure report.
-        warnings: what went wrong beside the run itself; added to the message of its end.
+        warnings: what went wrong around the run; added to the message of its end.
     """
 
     def __init__(
@@ -182,11 +182,11 @@ class Attempt:
                 return task.result()
             if self.running.stop.is_set():
                 raise CancelledBeforeStartError
-            raise NotNowError("Its agent was told to stop its jobs while it waited in the cluster.")
+            raise NotNowError("Its agent was asked to stop its jobs while it waited in the cluster.")
 
 
 async def until_running(attempt: Attempt) -> None:
-    """Wait until the run runs; while a cluster holds it, its item says so and takes none of the agent's slots.
+    """Wait until the run runs; while a cluster holds it, its item says so and takes no slot of the agent.
 
     Raises:
         CancelledBeforeStartError: when the item was asked to stop.
@@ -257,7 +257,7 @@ async def remask(attempt: Attempt, plan: RunPlan) -> RunPlan:
 
 
 class Hook:
-    """What is done beside the steps of one attempt; each method does nothing unless a hook overrides it.
+    """A hook around the steps of one attempt; each method does nothing unless a hook overrides it.
 
     `prefect_launch.agent.item.hooks.HOOKS` lists them. An error of `plan` or `prepare` keeps the item from its start;
     the other methods deal with their own errors.

@@ -3,7 +3,7 @@
 What the server promises is less than it seems. Of two agents that propose `Pending` for a *waiting* item, one wins. But
 the server also lets an item that has *ended* become `Pending`, so an agent with an old poll result would run it again.
 Therefore: propose exactly `Pending`, with a transition id, never by force; then read the item, and see whether it has
-ended since the poll (it ran once more, or ended before it ran). If it has, put the end back that it had, and let go.
+ended since the poll (it ran once more, or ended before it ran). If it has, restore its final state, and drop it.
 Limits of a queue are applied by the server when it is polled, not at the claim; so after a claim the active items are
 counted, and the item is given back when they are too many.
 """
@@ -86,7 +86,7 @@ async def release_claim(server: Server, item: Item, why: str) -> None:
 
 
 async def is_over_limit(server: Server, item: Item, *, pool_limit: int | None, queue_limit: int | None) -> bool:
-    """Whether more items are in work than the queue, or its priority, allows, the claimed one counted in."""
+    """Whether more items are active than the queue, or its priority, allows, with the claimed one."""
     pool = item.work_pool_name or ""
     if pool_limit is not None and await server.count_items(pool=pool, state_types=COUNTED) > pool_limit:
         return True

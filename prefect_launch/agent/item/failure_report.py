@@ -46,7 +46,7 @@ class Facts(BaseModel):
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
-    agent: str | None = Field(default=None, description="Who had it in work.")
+    agent: str | None = Field(default=None, description="The agent that had the item.")
     queue: str | None = None
     attempt: int | None = None
     plan: RunPlan | None = None

@@ -280,7 +280,7 @@ async def fail_with_agent_error(
             lambda: fail_item(context.session, UUID(item_id), message, Phase.AGENT, files, facts),
         )
     except Exception:
-        # The item stays in work; when this agent starts anew, or is lost, it is settled.
+        # The item stays active; it is settled when this agent starts anew, or is lost.
         log.exception("%s not-ended", item_id)
 
 

@@ -1,6 +1,6 @@
 """Image build of an item whose job has code and no image: found by its tag, or built while the item shows it.
 
-The build's log streams into the item's log under the logger `build`; the whole of it is kept beside the run's own.
+The build's log streams into the item's log under the logger `build`; the whole of it is kept next to the run's own log.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 #: The logger of a build's records in the item's log.
 BUILD_LOGGER: Final = "build"
-#: In a folder of its own: how far a log was sent is kept beside it.
+#: In a folder of its own, with the position up to which it was sent.
 BUILD_LOG: Final = "build/build.log"
 
 

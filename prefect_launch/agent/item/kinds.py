@@ -1,8 +1,8 @@
 """Kinds of item: what differs between a job and a sweep's scheduler in the life of an item.
 
-A scheduler is a program of prefect-launch's own (`python -m prefect_launch.sweeps ID`): it runs beside the agent, in
-the agent's Python and with the agent's environment, on any queue, and takes no device and no slot of a job. It leaves a
-file that says how its sweep ended; without that file, another scheduler continues the sweep.
+A scheduler is a program of prefect-launch's own (`python -m prefect_launch.sweeps ID`): it runs on the agent's machine,
+in the agent's Python and with the agent's environment, on any queue, and takes no device and no slot of a job. It
+leaves a file that says how its sweep ended; without that file, another scheduler continues the sweep.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ STOP_MARGIN_SECONDS: Final = 120.0
 class ReadSweepEnd(Hook):
     """Reads how the sweep ended from the file that its scheduler left.
 
-    A scheduler without that file was killed, or told to leave: the sweep goes back into its queue. What is paused, or
+    A scheduler without that file was killed, or asked to leave: the sweep returns to its queue. What is paused, or
     has ended meanwhile, or is another agent's by now, only the server says.
     """
 

@@ -29,7 +29,7 @@ from prefect_launch.errors import (
 from prefect_launch.runners.base import ExitStatus, Phase
 from prefect_launch.spec.scheduling import Cause
 
-#: What a shell gives as exit code of a program that is not there, or is none.
+#: A shell's exit codes for a program that does not exist, or cannot be executed.
 NO_PROGRAM: Final = (126, 127)
 
 
@@ -47,7 +47,7 @@ class Outcome(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_cause(cls, values: Any) -> Any:
-        """Take the cause from the data of the state, where whoever stopped a run has put it."""
+        """Take the cause from the data of the state, where the one that stopped the run has put it."""
         if isinstance(values, Mapping) and values.get("cause") is None and (values.get("data") or {}).get("cause"):
             return {**values, "cause": values["data"]["cause"]}
         return values
@@ -57,7 +57,7 @@ class Outcome(BaseModel):
         return self.model_copy(update={"state": ItemState.CANCELLED, "cause": None})
 
     def with_notes(self, notes: Sequence[str]) -> Outcome:
-        """Return the same end with what went wrong beside the run itself."""
+        """Return the same end with what went wrong around the run."""
         return self.model_copy(update={"message": f"{self.message} Note: {' '.join(notes)}"}) if notes else self
 
     def not_again(self, why: str) -> Outcome:

@@ -1,6 +1,6 @@
 """Outputs of an attempt: kept in the job store, masked, shown on the item's page, and given to the next attempt.
 
-The whole log is kept beside the outputs. Secrets are masked in it and in `outputs.json` before both are kept; other
+The whole log is kept with the outputs. Secrets are masked in it and in `outputs.json` before both are kept; other
 files are kept as they are. The log in the run's folder stays as the job has written it: that folder is the agent's
 user's alone. A new attempt gets the outputs of the last one, within the same limits: from its folder when it ran on
 this machine (a lost agent has stored nothing), else from the job store. A note in the item's log
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-#: The agent's own, stored beside the outputs.
+#: The agent's own files, stored with the outputs.
 WHOLE_LOG: Final = LOG_FILE
 #: Records of an item's log that are looked through for one.
 _LOOKED_AT: Final = 200
@@ -118,7 +118,7 @@ READ_BYTES: Final = 4 * 1024**2
 async def masked_log(plan: RunPlan) -> AsyncIterator[Path | None]:
     """Give a run's whole log as it may be kept; `None` when there is no log.
 
-    It is a copy where the run was given secrets, which is there until the block is left.
+    If the run has secrets, it is a copy that exists until the block is left.
     """
     if not await anyio.Path(plan.log_path).exists():
         yield None
@@ -141,7 +141,7 @@ async def mask_outputs(plan: RunPlan) -> None:
 
 
 def mask_file(path: Path, mask: Mask) -> None:
-    """Mask the secrets in a file of results. One with holes is none: it holds NUL, which no JSON does."""
+    """Mask the secrets in a file of results. A sparse file is skipped: it holds NUL, which no JSON does."""
     if not path.is_file() or path.is_symlink() or _has_holes(path):
         return
     part = path.with_name(f".{path.name}.part")

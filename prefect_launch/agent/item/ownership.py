@@ -41,7 +41,7 @@ from prefect_launch.settings.agent_config import MachineSettings
 log = logging.getLogger(__name__)
 
 
-#: An agent is called lost after three times as long; one read for each item in work.
+#: An agent counts as lost after three times as long; one read for each active item.
 CHECK_SECONDS: Final = 30.0
 #: An agent that stops an item may find that the server has called it cancelled meanwhile; it says then what it saw.
 _OURS: Final = ACTIVE | {StateType.CANCELLED}
@@ -77,12 +77,12 @@ def token_of(item: Item) -> str:
 
 
 async def items_in_work(server: Server, pool: str) -> list[Item]:
-    """Return all items of a queue that an agent has in work."""
+    """Return all active items of a queue: those that an agent has."""
     return [item async for item in all_items(server, pool=pool, state_types=sorted(ACTIVE))]
 
 
 async def watch_ownership(server: Server, entries: Callable[[], Sequence[RunningItem]]) -> None:
-    """Stop, again and again, what runs here for items that are another's by now, or have ended; for ever."""
+    """Stop, again and again, the runs here of items that are another's by now, or have ended; never returns."""
     while True:
         await anyio.sleep(CHECK_SECONDS)
         try:
@@ -141,7 +141,7 @@ async def log_lost(server: Server, item_id: UUID, words: str) -> None:
 
 
 class Ownership:
-    """Whether one item in work is still this agent's: asked before each step that cannot be undone.
+    """Whether an active item is still this agent's: asked before each step that cannot be undone.
 
     The token of the claim decides, as the item's states on the server show it. Which agent of the home reports on the
     run is decided by the lock in the run's folder, and then by the claim again.
@@ -160,7 +160,7 @@ class Ownership:
     async def is_certain(self) -> bool:
         """Whether the item is this agent's for certain: one that was not seen to be for long may have been called lost.
 
-        The claim shows it, then each check of all items in work, else a check now.
+        The claim shows it, then each check of all active items, else a check now.
         """
         if now() - self._running.held_at < self._context.trusted_seconds:
             return True
@@ -189,13 +189,13 @@ class Ownership:
 
 
 async def owns_item(server: Server, item_id: UUID, token: str, *, among: Collection[StateType] = _OURS) -> bool:
-    """Whether an item is in work under this claim; waits for a server that is away.
+    """Whether an item is active under this claim; waits for a server that is away.
 
     Args:
         server: the Prefect server.
         item_id: the item.
         token: of the claim; when it is not known (empty), the item's state alone decides.
-        among: the states that count as being in work.
+        among: the states that count as active.
     """
     states = await _read_states(server, item_id)
     if not states or states[-1].type not in among:
@@ -217,7 +217,7 @@ class Identity(NamedTuple):
 
 
 def identity_of(found: Found) -> Identity | None:
-    """Read a run's labels; `None` when they are not such as an agent gives."""
+    """Read a run's labels; `None` when no agent can have set them."""
     try:
         claim = found.labels.get(Labels.CLAIM, "")
         identity = Identity(
@@ -290,7 +290,7 @@ def run_lock_holder(run_dir: Path) -> str | None:
         return None
 
 
-#: An agent that is just leaving has let go by then.
+#: An agent that is just leaving has stopped following its runs by then.
 WAIT_SECONDS: Final = 15.0
 
 

@@ -1,4 +1,4 @@
-"""Items in work: what an agent remembers of each, and the tasks that work on them.
+"""Running items: what an agent remembers of each active item, and the tasks that work on them.
 
 The truth is in the labels of what runs. What is kept here is only the agent's handle on its own work, and ends with the
 agent. Inside a flow, each item is also a task run of that flow: a bar on the time line of its page in the UI.
@@ -33,7 +33,7 @@ def now() -> float:
 
 @dataclass
 class RunningItem:
-    """One item in work.
+    """One active item.
 
     Attributes:
         item: as it was claimed.
@@ -118,22 +118,22 @@ class RunningItems:
 
     @property
     def thread_ids(self) -> list[str]:
-        """Ids of the items in work."""
+        """Ids of the active items."""
         return list(self._entries)
 
     @property
     def entries(self) -> list[RunningItem]:
-        """What is remembered of each item in work."""
+        """What is remembered of each active item."""
         return list(self._entries.values())
 
     @property
     def items(self) -> list[Item]:
-        """The items in work."""
+        """The active items."""
         return [running_item.item for running_item in self._entries.values()]
 
     @property
     def held(self) -> set[UUID]:
-        """Ids of the items in work, as UUIDs."""
+        """Ids of the active items, as UUIDs."""
         return {running_item.id for running_item in self._entries.values()}
 
     def count(self, *, schedulers: bool) -> int:
@@ -148,7 +148,7 @@ class RunningItems:
         return len(kind) - min(copying, MOST_COPYING) - waiting
 
     def find(self, thread_id: str) -> RunningItem | None:
-        """Return what is known of an item in work."""
+        """Return what is known of an active item."""
         return self._entries.get(thread_id)
 
     def begin(self, running_item: RunningItem, start: Callable[[], Awaitable[None]]) -> None:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _RETRY_FIRST_SECONDS: Final = 0.2
 _RETRY_MAX_SECONDS: Final = 5.0
-#: A request that makes the server fail each time is not sent for ever.
+#: A request that makes the server fail each time is given up then.
 _FAILURES_MAX: Final = 5
 
 

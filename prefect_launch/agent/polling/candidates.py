@@ -242,7 +242,7 @@ class Candidates:
         self._pager.changed()
 
     def note_freed_slot(self, *, is_limited: bool) -> None:
-        """Note that an item in work has ended: what was passed over may fit now.
+        """Note that an active item has ended: items that were passed over may fit now.
 
         Args:
             is_limited: whether the queue has a limit, at which it gives less than it has.

@@ -34,8 +34,9 @@ class WakeEvent:
 
 
 async def listen(server: Server, pool_ids: Collection[UUID], on_event: Callable[[str], None]) -> None:
-    """Report every item of these queues that is queued or asked to stop, for ever; connect again when the connection
-    ends.
+    """Report every item of these queues that is queued or asked to stop; never return.
+
+    Connects again when the connection ends.
 
     Args:
         server: the Prefect server.

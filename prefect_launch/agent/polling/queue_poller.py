@@ -151,7 +151,7 @@ class QueuePoller:
         return None
 
     async def _leaves_place(self, queue: str) -> bool:
-        """Whether the queue's limit leaves a place for a trial, were one more scheduler in work."""
+        """Whether the queue's limit leaves a place for a trial if one more scheduler starts."""
         limits = self._limits.get(queue)
         if limits is None or limits.pool is None:
             return True
@@ -163,9 +163,9 @@ class QueuePoller:
         if limits is None:
             return True
         pool_limit, queue_limit = limits.of(item)
-        why = "The queue's limit of items in work was reached meanwhile."
+        why = "The queue's limit of active items was reached meanwhile."
         if not await retry_until_available(
-            f"count what is in work beside {item.id}",
+            f"count the active items other than {item.id}",
             lambda: is_over_limit(self._server, item, pool_limit=pool_limit, queue_limit=queue_limit),
         ):
             return True
@@ -187,7 +187,7 @@ class QueuePoller:
             candidates.forget()
 
     def note_freed_slot(self, item_id: UUID | str) -> None:
-        """Note that an item in work has ended: what waited for its devices, or at a limit of its queue, may run now."""
+        """Note that an active item has ended: items that waited for its devices or its queue's limit may run now."""
         self._release(item_id)
         for queue, candidates in self._candidates.items():
             candidates.note_freed_slot(is_limited=self._is_limited(queue))
@@ -213,7 +213,7 @@ class QueuePoller:
             )
 
     async def watch_limits(self) -> None:
-        """Read the limits again and again, for ever."""
+        """Read the limits again and again; never returns."""
         while True:
             await anyio.sleep(LIMITS_SECONDS)
             try:

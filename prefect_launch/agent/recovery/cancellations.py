@@ -1,4 +1,4 @@
-"""Cancellation requests: for items in work, and for items that no agent has.
+"""Cancellation requests: for active items, and for items that no agent has.
 
 An event reports a request, and a read confirms it; a check now and then finds what no event has reported. The server
 sends an event before it commits, and may not commit: only the state of the item counts.
@@ -40,7 +40,7 @@ class CancellationWatcher:
 
     Args:
         server: the Prefect server.
-        running_items: what is in work.
+        running_items: the active items.
         poll_seconds: between two checks of all of it, when no event comes.
     """
 
@@ -52,16 +52,16 @@ class CancellationWatcher:
         self._confirming = OwnedTasks()
 
     def on_event(self, running_item: RunningItem) -> None:
-        """Note that an event names an item in work; returns at once."""
+        """Note that an event names an active item; returns at once."""
         confirm = partial(self._read_until_it_stops, running_item)
         self._confirming.start(f"confirming a stop of {running_item.id}", confirm)
 
     def check_soon(self) -> None:
-        """Check all that is in work soon: events may have been missed."""
+        """Check all active items soon: events may have been missed."""
         self._wake.set()
 
     async def watch(self) -> None:
-        """Check all that is in work again and again, for ever; a server that is away is no error."""
+        """Check all active items again and again; never returns. A server that is away is no error."""
         try:
             while True:
                 try:
@@ -127,7 +127,7 @@ class OrphanedCancellations:
     Args:
         server: the Prefect server.
         queues: of the agent.
-        held: gives the ids of the items that it has in work.
+        held: gives the ids of its active items.
     """
 
     def __init__(self, server: Server, queues: Collection[str], held: Callable[[], Collection[UUID]]) -> None:
@@ -143,7 +143,7 @@ class OrphanedCancellations:
         self._changed.set()
 
     async def watch(self) -> None:
-        """Check after events, and now and then without one, for ever."""
+        """Check after events, and now and then without one; never returns."""
         while True:
             with anyio.move_on_after(CHECK_SECONDS):
                 await self._changed.wait()

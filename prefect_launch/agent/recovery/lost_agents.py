@@ -96,7 +96,7 @@ class LostAgentDetector:
         self._checked_at = float("-inf")
 
     async def watch(self) -> None:
-        """Check every 15 s (a sixth of the time), for ever; a server that is away is no error."""
+        """Check every 15 s (a sixth of the time); never returns. A server that is away is no error."""
         while True:
             try:
                 await self.check()
@@ -179,7 +179,7 @@ class LostAgentDetector:
             self._settled[(queue, who.instance)] = None
 
     async def _forget(self, life: Presence) -> None:
-        """Delete the presence of a life once nothing of it is in work on any of its queues."""
+        """Delete the presence of a life once none of its items is active on any of its queues."""
         if all((queue, life.holder.instance) in self._settled for queue in life.queues):
             await delete_presence(self._server, life.holder.instance)
 
@@ -197,7 +197,7 @@ class LostAgentDetector:
         What another agent may adopt is reported two checks later, unless that agent's status says that it runs it.
 
         Returns:
-            Whether nothing of it is in work any more: an agent that has adopted something may be lost too.
+            Whether none of its items is active any more: an agent that has adopted one may be lost too.
         """
         key = (queue, worker.name)
         left = self._left.get(key)
@@ -227,7 +227,7 @@ class LostAgentDetector:
             return False
 
     async def _in_work(self, living: Collection[str]) -> set[str]:
-        """Return the ids of what living agents say they have in work; read only when something is lost."""
+        """Return the ids of the items that living agents report as active; read only when something is lost."""
         statuses = (await read_statuses(self._server)).values() if living else ()
         return {one.id for status in statuses if status.name in living for one in status.running}
 

@@ -119,14 +119,14 @@ class _ItemOfRun(NamedTuple):
 
 
 async def _read_items(server: Server, found: Sequence[Found]) -> list[_ItemOfRun]:
-    """Read the items of runs, a page of them at once, and the states of each; what is none of ours is left out."""
+    """Read the items of runs, a page of them at once, and the states of each; skip runs that are not this agent's."""
     runs: dict[int, tuple[Found, Identity]] = {}
     for number, one in enumerate(found):
         identity = identity_of(one)
         if identity is not None:
             runs[number] = one, identity
         else:
-            log.warning("ignoring %s: its name and labels are not such as an agent gives", one.handle)
+            log.warning("ignoring %s: its name does not fit its labels, so no agent has created it", one.handle)
     ids = list({identity.item_id for _, identity in runs.values()})
     items: dict[UUID, Item] = {}
     for start in range(0, len(ids), PAGE):
@@ -200,7 +200,7 @@ async def settle_orphans(
         context: the agent's.
         queues: names of its queues.
         holder: this life of the agent.
-        held: ids of the items that it has in work.
+        held: ids of its active items.
         unreachable: resources that could not be searched; the items of their queues are left alone.
     """
     for name in queues:
@@ -244,7 +244,7 @@ async def adopt_lost_run(
         context: of the adopting agent.
         resume: continues the run.
         queue: the item's.
-        item: in work.
+        item: an active one.
         lost: names of the lost agents. One that holds the run lock but sends no heartbeats is stuck: its run is
             reported as lost.
 

@@ -45,7 +45,7 @@ class UnlistableItems:
         self._holder = holder
 
     async def watch(self) -> None:
-        """Check every 30 s what is not due yet, for ever: what is due is claimed, and fails then."""
+        """Check every 30 s the items that are not due yet; never returns. Due items are claimed, and fail then."""
         while True:
             await anyio.sleep(CHECK_SECONDS)
             try:

@@ -48,12 +48,14 @@ _MISSED: Final = 3
 
 
 async def send_heartbeats(server: Server, presence: Presence, items: Callable[[], Sequence[Item]]) -> None:
-    """Beat for the agent every 15 s, for this life of it (which is shown already) and its items every 30 s; for ever.
+    """Beat for the agent every 15 s, and for its presence (which is shown already) and its items every 30 s.
+
+    Never returns.
 
     Args:
         server: the Prefect server; one that is away is no fault.
         presence: of this life, with the queues that it takes items of.
-        items: gives the items in work.
+        items: gives the active items.
     """
     items_due, presence_due = 0.0, time.monotonic() + ITEM_SECONDS
     missed, beats = 0, 0
@@ -123,7 +125,7 @@ class Reporter:
         )
 
     async def post(self) -> None:
-        """Post its status whenever it has changed, for ever."""
+        """Post its status whenever it has changed; never returns."""
         posted, due = None, 0.0
         while True:
             now = self.current_status()
@@ -145,7 +147,7 @@ class Reporter:
         )
 
     async def watch_drain_request(self) -> None:
-        """Read the drain request again and again, for ever."""
+        """Read the drain request again and again; never returns."""
         drains = False
         while True:
             try:
@@ -158,7 +160,7 @@ class Reporter:
             await self._changed.wait(self._agent.config.poll_seconds)
 
     async def listen(self) -> None:
-        """Read the drain request at once when an event reports one, for ever."""
+        """Read the drain request at once when an event reports one; never returns."""
         await follow(lambda: self._server.watch_variable(drain_variable(self._name)), lambda _: self._on_event())
 
     def _on_event(self) -> None:
@@ -169,7 +171,7 @@ class Reporter:
         """Delete its status and its presence; when items continue without it, both say so.
 
         Args:
-            left: how it was, just before it let go of what runs.
+            left: its status just before it stopped following its runs.
         """
         presence = self._presence
         try:

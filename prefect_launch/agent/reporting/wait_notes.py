@@ -66,7 +66,7 @@ class WaitReasonLogger:
         self._seen: dict[str, dict[UUID, WaitCause]] = {queue: {} for queue in queues}
 
     async def watch(self) -> None:
-        """Check every 15 s, for ever; a server that is away is no error."""
+        """Check every 15 s; never returns. A server that is away is no error."""
         while True:
             await anyio.sleep(CHECK_SECONDS)
             for queue in self._queues:

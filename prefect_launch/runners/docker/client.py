@@ -129,9 +129,9 @@ class EngineEvents:
                     for event in source:
                         self._dispatch(event)
             except InfrastructureError:
-                pass  # Those who wait ask the engine themselves, and hear of its outage there.
+                pass  # Waiting callers ask the engine themselves, and get its outage as an error.
             except Exception:
-                # On a thread of its own, nobody else would ever hear of it; whoever waits has the clock as well.
+                # On its own thread, nobody else would see the error; callers have a timeout as well.
                 log.exception("The engine's event stream failed; it is opened again.")
             self._closed.wait(_RETRY_SECONDS)
 
@@ -452,7 +452,7 @@ class DockerEngine(Engine):
                     if container.ended:
                         is_known = container.oom_killed or container_id in self._killed_here
                         if container.exit_code == _KILLED and not is_known:
-                            # The engine hears of the end and of its cause by two ways, the cause sometimes later.
+                            # The engine gets the end and its cause in two ways, the cause sometimes later.
                             with anyio.move_on_after(_OOM_LAG_SECONDS):
                                 while not news.oom:
                                     await news.wait(None)

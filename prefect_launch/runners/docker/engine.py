@@ -37,7 +37,7 @@ class Image(BaseModel):
     working_dir: str = "/"
 
     def reference(self, name: str = "") -> str:
-        """Return what means this very image for ever: its digest in the repository of a name, or else its id."""
+        """Return a name that always means this very image: its digest in the repository of a name, or else its id."""
         named, _, wanted = name.partition("@")
         same = [digest for digest in self.digests if wanted and digest.endswith(f"@{wanted}")]
         repository = named.rpartition(":")[0] or named

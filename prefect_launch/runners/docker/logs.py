@@ -126,7 +126,7 @@ class LogCopier:
             copied = self._copied
 
     def close(self) -> None:
-        """Stop copying, wherever it is; blocks until the file is let go of."""
+        """Stop copying at once; blocks until the file is closed."""
         self._closed.set()
         self._ended.set()
         self._cut_off()
@@ -154,7 +154,7 @@ class LogCopier:
             self.problem = f"the log could not be written: {error}"
             return False
         except Exception as error:
-            # On a thread of its own, nobody else would ever hear of it.
+            # On its own thread, nobody else would see the error.
             log.exception("The log of %s could not be copied; it is opened again.", self._container_id)
             self.problem = f"the log could not be copied: {error!r}"
         return True

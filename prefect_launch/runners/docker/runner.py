@@ -164,7 +164,7 @@ class PeakMemory:
             try:
                 now = await engine.memory(container_id)
             except InfrastructureError:
-                continue  # The engine is away, or does not count memory: whoever waits for the end says so.
+                continue  # The engine is away, or does not count memory: the wait for the end reports it.
             if now is not None:
                 self.seen_bytes = max(now, self.seen_bytes or 0)
 

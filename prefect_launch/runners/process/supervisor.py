@@ -35,7 +35,7 @@ STOP = "stop.json"
 EXIT = "exit.json"
 LOCK = "supervisor.lock"
 LOG = "job.log"
-#: The newest claim of the item, written by whoever plans an attempt at it (`runners.base.CLAIM_FILE`).
+#: The newest claim of the item, written by the agent that plans an attempt at it (`runners.base.CLAIM_FILE`).
 CLAIM = "../claim"
 
 _PR_SET_PDEATHSIG = 1

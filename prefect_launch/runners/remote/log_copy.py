@@ -24,7 +24,7 @@ class LogCopy:
     """Copies the log of one job.
 
     Args:
-        path: where to; the position up to which the log was read is kept beside it.
+        path: where to; the position up to which the log was read is kept next to it.
         read: reads the job's log from a position on.
         pace: of all logs that are copied.
         seconds: the pause between two reads, while few are.

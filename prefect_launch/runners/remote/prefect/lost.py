@@ -33,7 +33,7 @@ _TO_BEGIN: Final = 360
 _TO_CANCEL: Final = 0.25
 #: The most that counts of the time between two looks.
 _MOST_SECONDS: Final = 15.0
-#: What the input holds that whoever may start, or rule out, a run takes first.
+#: Content of the input that is taken first by the one that may start a run, or rule it out.
 NOBODY: Final = "nobody: it was asked to end before it was started"
 
 

@@ -1,4 +1,4 @@
-"""Options of the resource `prefect`: which work pool gets an item, and what its worker is told.
+"""Options of the resource `prefect`: which work pool gets an item, and with which job variables.
 
 `work-pool` (required), `work-queue` and `job-variables` (a mapping, as the pool's base job template has them) say where
 and how; `image` is for jobs that name none; `python` is the interpreter that the wrapper runs in, `python3` by default.
@@ -56,7 +56,7 @@ class Target(BaseModel):
     Attributes:
         pool: the work pool's name.
         queue: the work queue's name in it; None: the pool's default.
-        job_variables: what its worker is told besides.
+        job_variables: more variables for its worker.
         image: for a job that names none.
         python: the interpreter of the wrapper.
     """

@@ -73,7 +73,7 @@ async def put_payload(server: Server, child: UUID, plan: RunPlan, look_seconds: 
 
 
 def wrapper_plan(plan: RunPlan, look_seconds: float) -> dict[str, Any]:
-    """Return what the wrapper is told, but the code.
+    """Return the wrapper's input, without the code.
 
     Raises:
         SpecError: when the environment holds a secret's value.

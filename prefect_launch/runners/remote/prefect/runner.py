@@ -352,7 +352,7 @@ class _Connection:
         return self._deployments[pool]
 
     async def aclose(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         await self._stack.aclose()
 
 

@@ -1,7 +1,7 @@
 """Status of a child flow run: where it is, why it waits, and how it has ended.
 
 The wrapper reports an end with its details in the state's data. An end without them is a worker's, the server's or a
-person's: its message is told as it is, since workers give exit codes in words alone.
+person's: its message is reported unchanged, since workers give exit codes only in words.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def ray_address(environment: Mapping[str, str]) -> str:
 
 
 def _shown(address: str) -> str:
-    """Return an address as it may be told: with `***` for its user and password."""
+    """Return an address for messages: with `***` for its user and password."""
     return _USER.sub(r"\1***@", address)
 
 
@@ -236,7 +236,7 @@ class RayClient:
 
     @property
     def address(self) -> str:
-        """Where the cluster is, as it may be told: without the user and password that its address may have."""
+        """Where the cluster is, for messages: without the user and password that its address may have."""
         return _shown(ray_address(self._environment()))
 
     @asynccontextmanager

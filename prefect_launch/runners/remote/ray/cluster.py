@@ -113,7 +113,7 @@ class RayCluster:
         return f"Ray {version.get('ray_version', '?')} at {self._client.address}, {count}"
 
     async def aclose(self) -> None:
-        """End what is still done beside."""
+        """End the background work."""
         await self._removing.end()
 
     # --- jobs ---
@@ -247,7 +247,7 @@ class RayCluster:
         self.remove_killer(killer)
 
     def remove_killer(self, handle: str) -> None:
-        """Remove, beside all else, an ended job that has killed another one."""
+        """Remove, in the background, an ended job that has killed another one."""
         self._removing.start(f"removal of job {handle} of Ray", partial(self._remove_killer, handle))
 
     async def _remove_killer(self, handle: str) -> None:

@@ -226,7 +226,7 @@ class RayRunner(RemoteRunner):
     # --- inside ---
 
     async def _check_resources(self, plan: RunPlan) -> None:
-        """Refuse at once what would wait for ever: Ray itself does not say that no node can give it."""
+        """Refuse at once a job that would wait forever: Ray itself does not say that no node can run it."""
         asked = ray_options.asked(plan)
         nodes = await self._cluster.nodes() if asked else None
         if nodes is not None and not nodes.can_ever_give(asked):

@@ -20,7 +20,7 @@ from prefect_launch.runners.remote.slurm.jobs import SlurmJob
 
 log = logging.getLogger(__name__)
 
-#: How long accounting may take to hear of an end that the controller knows.
+#: How long accounting may take to record an end that the controller knows.
 _LAG_SECONDS: Final = 15.0
 #: The name is last: it may hold the separator.
 _FIELDS: Final = ("JobIDRaw", "State", "ExitCode", "NodeList", "JobName")

@@ -52,7 +52,7 @@ async def run_slurm(program: str, *arguments: str, env: Mapping[str, str] | None
     Args:
         program: such as "squeue".
         arguments: of it.
-        env: its environment beside what names the cluster; by default this process's.
+        env: its environment, without what names the cluster; by default this process's.
         check: whether another exit code than 0 is an error.
 
     Returns:

@@ -1,7 +1,7 @@
 """Images on the nodes of a Slurm cluster: the command that runs one by apptainer, singularity or pyxis.
 
 There is no Docker Engine on such nodes. Which of these a site has, the queue's owner says by the option `container`.
-Whoever they run as, the image's own user does not count: a job runs as the user of the agent.
+The image's own user does not count: a job always runs as the user of the agent.
 """
 
 from __future__ import annotations

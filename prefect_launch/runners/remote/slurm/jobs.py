@@ -152,7 +152,7 @@ async def jobs_by_name(name: str) -> list[SlurmJob]:
 
 
 async def all_jobs() -> list[SlurmJob]:
-    """Return all jobs of this user, whoever submitted them, the oldest first."""
+    """Return all jobs of this user, prefect-launch's or not, the oldest first."""
     return await _squeue(f"--user={os.geteuid()}")
 
 
@@ -163,7 +163,7 @@ async def _squeue(*arguments: str) -> list[SlurmJob]:
 
 
 def parse_job(line: str) -> SlurmJob | None:
-    """Read a line of squeue; None for one that is none of ours to read, such as a job whose name has a separator."""
+    """Read a line of squeue; None for a job that is not prefect-launch's, such as one whose name has a separator."""
     values = line.split("|", len(_FIELDS) - 1)
     if len(values) < len(_FIELDS) or not values[0].isdecimal():
         return None

@@ -161,7 +161,7 @@ class SlurmRunner(RemoteRunner):
             if found is None or found.handle != number:  # Another agent of this home has recorded its own meanwhile.
                 await _scancel(own)
         except LaunchError:
-            await anyio.to_thread.run_sync(self._records.add, own)  # Whoever submits it again finds it, and ends it.
+            await anyio.to_thread.run_sync(self._records.add, own)  # The next submission of it finds it, and ends it.
             raise
         if found is None:
             raise InfrastructureError(
@@ -332,7 +332,7 @@ class SlurmRunner(RemoteRunner):
         self._statuses.forget(handle)
 
     async def _identity(self, handle: str) -> JobRecord | None:
-        """Return whose job a number is: as recorded, or as Slurm shows it; None when it is none of prefect-launch."""
+        """Return whose job a number is: as recorded, or as Slurm shows it; None when it is not prefect-launch's."""
         record = await anyio.to_thread.run_sync(self._records.get, handle)
         return record or _record_of((await jobs.jobs_by_id([handle])).get(handle))
 

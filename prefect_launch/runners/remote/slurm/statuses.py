@@ -127,7 +127,7 @@ class JobStatuses:
         return remote_job(look.record, status)
 
     def _is_early(self, number: str, look: _Look, job: SlurmJob | None) -> bool:
-        """Whether accounting is to be asked again before an end is told."""
+        """Whether to ask accounting again before an end is reported."""
         if job is None:
             return look.folder.exit is None and (self._accounting.is_silent or self._accounting.may_tell(number))
         return job.state == "CANCELLED" and not job.cancelled_by and self._accounting.may_tell(number)
