@@ -1,8 +1,7 @@
 """`LaunchAgent`: claims items of its queues, runs them on this machine, and reports them.
 
-The loop knows only claim, start, watch, finish. What it finds it hands to an `ItemLifecycle`; what is not in its
-memory it finds again by labels (`prefect_launch.agent.recovery.restart`). Work outlives the loop: the next agent of the
-same name goes on with it.
+The loop knows only claim, start, watch and finish, and hands each item to an `ItemLifecycle`. Runs outlive the loop:
+the next agent of the same name finds them by their labels and adopts them (`prefect_launch.agent.recovery.restart`).
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 A resource may have several places, such as the clusters of a kubeconfig: each is asked for itself, and closes the
 queues that lead to it. A queue whose place is full is closed alone, and tried again with one item after each pause.
 
-A ping that was answered counts for a few seconds, so an item costs none of its own. What went away is asked again and
-again, and is taken for back only when the agent has seen what its last life had left there. Without this, an agent
-whose engine is down would empty the queue in seconds, and crash every item.
+An answered ping counts for a few seconds, so an item needs no ping of its own. An unreachable resource is pinged again
+and again, and counts as back only when the agent has listed the runs that its last life left there. Without this, an
+agent whose engine is down would empty the queue in seconds, and crash every item.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The classic builder has no secrets and no mounts. So a generated Dockerfile is cut in three: the engine builds what
 comes before the installing step and what follows it, and the step itself runs in a container, whose file system is
-committed as a layer. What is mounted there (secrets, certificates, the cache, folders of packages) is in volumes, which
-no layer has. A layer that was installed from the same files on the same base is used again.
+committed as a layer. Secrets, certificates, the cache and folders of packages are mounted there as volumes, so no layer
+holds them. A layer that was installed from the same files on the same base is used again.
 """
 
 from __future__ import annotations

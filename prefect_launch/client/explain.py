@@ -1,8 +1,8 @@
 """Dry run of `launch_add` (`explain_launch`).
 
-A dry run: it checks all that `launch_add` checks, then plans the item as an agent would, and says what would be
-created, what the queue has changed of what was asked for, which place the item would take and why it would wait.
-It makes nothing on the server or on this machine. It shows names of environment variables, never their values.
+It makes the same checks as `launch_add`, then plans the item as an agent would. It shows what would be created, what
+the queue changes of the request, and the place in the queue. It creates nothing on the server or on this machine. It
+shows names of environment variables, never their values.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Calls of coroutines from synchronous code: one at a time, or on a loop that keeps a connection open between them.
 
 `Background` runs its loop in a daemon thread, which does not keep the process alive; opening a connection for each call
-would cost more than the call. It is no `anyio` portal: a cancel scope of a portal cancels what a call awaits in its
-clean-up, too, and a build or a push that is given up is to end in order.
+would cost more than the call. It is not an `anyio` portal: a portal's cancel scope would also cancel the clean-up of a
+call, and a cancelled build or push must end in order.
 """
 
 from __future__ import annotations

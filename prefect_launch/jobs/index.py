@@ -1,8 +1,7 @@
 """Index of jobs on the Prefect server: versions `v0, v1, …` and aliases, as Prefect variables under unique names.
 
-Storage blocks cannot compare and set, the server can: creating a variable whose name is taken is refused. That is what
-makes a version number belong to one writer. The index holds only what finds and checks a job; its files are in the
-store.
+Storage blocks cannot compare and set, but the server can: it refuses to create a variable whose name is taken. So each
+version number has one writer. The index holds only what is needed to find and check a job; its files are in the store.
 """
 
 from __future__ import annotations

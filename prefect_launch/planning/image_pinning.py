@@ -1,10 +1,10 @@
 """Image pinning: the digest that an image's name has when an item is queued, and the image that runs.
 
 A tag can be moved while an item waits. So the item's spec holds the digest that the tag had when the item was queued,
-for an image whose name has its registry's address in it, unless the item or its queue says no (`docker.pin: false`).
-The machine that queues looks it up, within a second. A registry that does not answer keeps nobody from queuing: then an
-agent finds the digest at the start, and runs whatever has the name. With `docker.pin: true` any image is looked up, a
-warning says when the digest is missing, and no other image runs.
+if the image's name has its registry's address in it, unless the item or its queue says no (`docker.pin: false`). The
+submitter's machine looks it up, within a second. If the registry does not answer, the item is queued all the same: an
+agent then looks the digest up at the start, and runs the image that has the name. With `docker.pin: true` every image
+is looked up, a warning says when the digest is missing, and no other image runs.
 """
 
 from __future__ import annotations

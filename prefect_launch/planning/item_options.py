@@ -3,9 +3,9 @@
 The queue checks with these rules before an item is made, and the agent before it runs one: an item that was made in the
 UI comes straight to the agent.
 
-Of the host folders that an item binds, the agent knows where the queue's owner ended and the submitter began. In
-`/data/{{team}}:/d` the owner wrote `/data/`. A job can leave a link in a folder that it may write to, so below that
-part the path of a bind is looked at on the host before its container is made.
+For the host folders that an item binds, the agent knows which part the queue's owner wrote, and which the submitter. In
+`/data/{{team}}:/d` the owner wrote `/data/`. A job can leave a link in a folder that it may write to. So the agent
+checks the rest of the path on the host before it makes the container.
 """
 
 from __future__ import annotations

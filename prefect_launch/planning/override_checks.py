@@ -1,8 +1,8 @@
-"""Checks of what a run overrides of its job against the job's code: entry point, working directory, files in it.
+"""Checks of a run's overrides against its job's code: entry point, working directory, files in it.
 
-Made at the queue of the listing that was stored with the job, so that a misspelt file is refused before anything is
-queued; and on the agent of the code itself, for a run that comes straight from the server, and for a job without a
-listing. What depends on an image that a Dockerfile makes, or on folders outside of the code, only the run itself shows.
+At the enqueue they use the list of files that is stored with the job, so that a misspelt file is refused before
+anything is queued. On the agent they use the code itself: for a run that comes straight from the server, and for a job
+without a list. They cannot check paths in an image that a Dockerfile makes, or outside of the code.
 """
 
 from __future__ import annotations

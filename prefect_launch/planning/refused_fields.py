@@ -1,13 +1,11 @@
 """Refusal of fields of a launch spec: what nothing would read, and what an agent in secure mode locks.
 
-What is accepted has an effect. A key that has none, for the job and on the resource that it is for, is a mistake of its
-author, and is refused at the queue.
+A key without an effect, for its job and its resource, is a mistake of its author, and is refused at the queue.
 
-In secure mode a submitter names a job and gives it inputs, and decides nothing else. Each field of the launch spec is
-locked unless its declaration says otherwise (`Option.in_secure_mode`), so that a field that is added later is locked
-too. Environment variables, arguments, options of the resource and everything else are the job's and the queue's. Unlike
-the reference, which locks what it lists and documents a lock on the image that it does not keep, this holds for all
-resources.
+In secure mode a submitter may only name a job and set its inputs. Each field of the launch spec is locked unless its
+declaration says otherwise (`Option.in_secure_mode`), so that a field that is added later is locked too. Environment
+variables, arguments, options of the resource and everything else come from the job and the queue. This holds for all
+resources. The reference locks only the fields that it lists, and does not keep the lock on the image that it documents.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Limits of a queue: which options are fixed for submitters, and the most that they may ask for.
 
-What the queue's config sets is fixed, unless the owner lists it among the submitters' options. A maximum holds for all
-that an item asks for, and is what a run gets that asks for nothing where nothing would mean no limit. Without a maximum
-a submitter may still not ask for no limit (`memory: 0`, `pids-limit: -1`, `gpus: all`).
+What the queue's config sets is fixed, unless the owner lists it among the submitters' options. A maximum applies to
+everything that an item asks for. A run that asks for nothing gets the maximum, if it would otherwise have no limit.
+Even without a maximum, a submitter may not ask for no limit (`memory: 0`, `pids-limit: -1`, `gpus: all`).
 """
 
 from __future__ import annotations

@@ -3,10 +3,9 @@
 An option may be written as the command line of Docker has it (`--shm-size`, `shm_size`, `m`); it is compared, merged
 and handed on under its one normal name, and `env` as a mapping. What the values mean is the runner's business.
 
-A submitter names only the secrets that the queue's owner allows, and in `env` alone: a job prints what it was given.
-A value that lands in a path or a bind of the owner's (`/data/{{team}}:/data`) must not lead out of it, and one that
-lands where only the owner chooses (a namespace, an account) is refused, unless the owner's `pattern` or `enum` lets it
-through.
+A submitter names only the secrets that the queue's owner allows, and only in `env`: a job can print its variables. A
+value inside a path or a bind of the owner's (`/data/{{team}}:/data`) must not lead out of it. A value that only the
+owner may choose (a namespace, an account) is refused, unless the owner's `pattern` or `enum` allows it.
 """
 
 from __future__ import annotations

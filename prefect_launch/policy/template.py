@@ -1,8 +1,7 @@
 """Queue configuration as a Prefect base job template, with its template variables and macros.
 
-The queue's owner writes a resource config in which `{{var}}` stands for a template variable; Prefect keeps it as a work
-pool's `base_job_template`, whose `variables` schema makes the server itself refuse a wrong value and an unknown
-variable.
+The queue's owner writes a resource config in which `{{var}}` stands for a template variable. Prefect keeps it as a work
+pool's `base_job_template`. With its `variables` schema, the server itself refuses a wrong value or an unknown variable.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Agent status and queue activity: what agents post about themselves, and how much waits and runs on each queue.
 
-A worker's heartbeat says only that an agent is alive. What it runs and in which state it is, the agent posts in the
-variable `launch_agent_<name>` of the server; that it is to drain stands in `launch_drain_<name>`. People read them with
-`agent list`. One decision about items is based on them: whether another agent could ever run an item that asks for more
-than this one has.
+A worker's heartbeat says only that an agent is alive. The agent posts its state and its active items in the variable
+`launch_agent_<name>` of the server. A drain request is the variable `launch_drain_<name>`. People read both with `agent
+list`. Agents use them for one decision: whether another agent could ever run an item that asks for more than this one
+has.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Presence of agents: the holder of an item, and the lives of agents that hold items, with their heartbeats.
 
-A worker's heartbeat is one for all agents of a name. Two of one name may live at once, on two hosts; and one that was
-moved to another host has a new life there, while what its last life held waits for somebody. So each life of an agent
-has a variable of its own, `launch_instance_<id>`, with a count that grows every 30 s. To know whether a
-life is over watches the count, by its own clock.
+All agents of a name share one worker heartbeat. But two agents of one name may live at once, on two hosts. And an agent
+that was moved to another host has a new life there, while the items of its last life wait. So each life of an agent has
+its own variable, `launch_instance_<id>`, with a count that grows every 30 s. An observer watches the count by its own
+clock to know whether a life is over.
 """
 
 from __future__ import annotations

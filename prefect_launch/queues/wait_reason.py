@@ -1,8 +1,8 @@
 """Wait reason: why an item waits, its place in the queue, and when it is expected to start.
 
-The facts are read in a handful of requests, sent at once, only when somebody asks; what is made of them is pure. Of
-several reasons the most pressing one is given: a paused queue before a missing agent, that before a limit, that before
-busy slots. The expected start is a forecast from past runs, never a promise.
+A few requests, sent at once, read the facts when somebody asks; pure functions derive the reason. Of several reasons
+the most pressing one is given: a paused queue before a missing agent, then a limit, then busy slots. The expected start
+is a forecast from past runs, never a promise.
 """
 
 from __future__ import annotations

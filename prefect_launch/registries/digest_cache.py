@@ -1,8 +1,8 @@
 """Digest cache of one session: what registries answer about images, and which registries do not answer.
 
 Calls that run at the same time share one answer. No answer is kept for the next call, because the tag may move in
-between. A registry that did not answer, and an image that a registry refused to tell about, are not asked again for a
-minute. An error is never raised: nobody who queues an item has asked for this.
+between. After no answer or a refusal, a registry or an image is not asked for again for a minute. No error is raised,
+since the submitter has not asked for the lookup.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Registry of runners: which resource name is which class, and which resources a home has used.
 
 Runners are entry points of the group `prefect_launch.runners`, so a third party adds a resource with a package of its
-own. A home notes the resources that have run something for it, so that an agent looks for runs there and imports
-no library in vain (Docker's takes 75 ms of CPU time); a home older than these notes may have used any resource.
+own. A home records the resources that it has used, so that an agent looks for runs only there and imports no
+library in vain (Docker's takes 75 ms of CPU time). A home older than these records may have used any resource.
 """
 
 from __future__ import annotations

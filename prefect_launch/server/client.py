@@ -3,8 +3,8 @@
 Everything goes through Prefect's own client, so that keys, headers, certificates and CSRF tokens are its business; the
 transport under it is ours (`prefect_launch.server.http`).
 
-The event stream wakes an agent long before its next poll. An event says "look", never what is so: it is sent before the
-server has committed the change, and one can be missed while there is no connection.
+The event stream wakes an agent long before its next poll. An event only triggers a read: the server sends it before it
+has committed the change, and one can be missed while there is no connection.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Prefect's own retry waits two seconds and more after the `503` that a SQLite server gives whenever two writers meet;
 here it is 50 to 500 ms. Writes of one client go one at a time, which is what such a server can take (concurrent writers
 only lengthen each other's wait). When the server cannot be reached for longer than the patience,
-`ServerUnavailableError` says so. A request that would take effect twice is not sent again when its answer was lost:
-`AnswerLostError` leaves it to the caller to look first.
+`ServerUnavailableError` is raised. A request that would take effect twice is not sent again when its answer was lost:
+it raises `AnswerLostError`, and the caller reads the server first.
 """
 
 from __future__ import annotations

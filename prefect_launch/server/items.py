@@ -1,9 +1,8 @@
 """Items on the Prefect server: flow runs, their states, logs, artifacts and heartbeats.
 
-Each proposed state takes effect once. The answer to a proposal can be lost when the server or the way to it breaks
-down. The server knows a repeated proposal by its transition id, but only as long as the item is in that very state; so
-after a lost answer the item's states are read first, and what reached the server is not made again over what others
-have made of the item since.
+Each proposed state takes effect once. The answer to a proposal can be lost when the server or the network fails. The
+server recognizes a repeated proposal by its transition id, but only while the item is in that very state. So after a
+lost answer, the client reads the item's states first, and does not repeat a proposal that has taken effect.
 """
 
 from __future__ import annotations

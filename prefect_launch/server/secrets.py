@@ -1,9 +1,8 @@
 """Secret blocks of Prefect that a queue or a submitter names; the agent reads them when a run starts.
 
-`{{ prefect.blocks.secret.<name> }}` is filled in where the queue's owner wrote it, and in a submitter's `env` where the
-queue allows that name (`prefect_launch.policy.submitter_options`); in no value that came from somewhere else. What is
-read goes into the run's environment and options; it is never written to the database, a log, a command line or a file
-that stays.
+`{{ prefect.blocks.secret.<name> }}` is filled in where the queue's owner wrote it, and in a submitter's `env` if the
+queue allows that name (`prefect_launch.policy.submitter_options`). It is filled in nowhere else. The values go into the
+run's environment and options, and never into the database, a log, a command line or a file that stays.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Translation of the keys `registry` and `environment` of the reference's agent config, where that is exact.
 
 Here, built images go to `builder.destination`, and the credentials for a registry of a cloud are this machine's own
-identity in that cloud; the registry's address names the region. So both keys say nothing more, or something that is not
-done here, and then they are refused.
+identity in that cloud; the registry's address names the region. So the two keys either add nothing, or ask for
+something that is not supported here, and then they are refused.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """In-memory Prefect server: `InMemoryServer` implements `prefect_launch.server.protocol.Server`.
 
 It keeps the real server's rules for what prefect-launch asks of it (the same contract tests run on both) and needs no
-process, port or time. It can be used from several threads and event loops at once, goes down and up at a word, and
-calls the test's own code before and after every call, so that two callers meet at whatever point the test wants. What
-the real server does by itself as time goes by, it does not.
+process, port or time. Several threads and event loops can use it at once. A test can switch it off and on, and run its
+own code before and after every call, so that two callers meet at the point that the test wants. It does none of what
+the real server does by itself as time goes by.
 """
 
 from __future__ import annotations

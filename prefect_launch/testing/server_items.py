@@ -1,8 +1,8 @@
 """Items of the in-memory Prefect server: made, read, polled and moved by the rules of the real one.
 
-The order of the rules for a state change and their words are the server's; the same contract tests run on both. Left
-out is what prefect-launch never asks for: input for a paused run, retries by the server, limits of deployments, and
-states that the server sets by itself after a time.
+The order of the rules for a state change and their words are the server's; the same contract tests run on both. It
+lacks what prefect-launch never uses: input for a paused run, retries by the server, limits of deployments, and states
+that the server sets by itself after a time.
 """
 
 from __future__ import annotations

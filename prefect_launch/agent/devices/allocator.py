@@ -2,9 +2,9 @@
 
 The queue poller calls `try_reserve` for each item that a poll shows. An item that fits holds its devices from then on,
 until `release`. One that does not fit goes on the wait list and is not claimed, even when it can never fit: a driver
-or a GPU may come back, and other agents may start. Only where the queue sets `fail_impossible_after` is such an item
-let through, so that its attempt fails it with the reason. `attach_devices` writes the allocation into the run's plan
-and into a label on the run. After a restart `restore` reads it back from that label.
+or a GPU may come back, and other agents may start. Only if the queue sets `fail_impossible_after`, such an
+item is let through, so that its attempt fails with the reason. `attach_devices` writes the allocation into the run's
+plan and into a label on the run. After a restart `restore` reads it back from that label.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Wait list for devices: which waiting item comes first, once its patience has run out.
 
-An item that does not fit lets smaller ones pass, for a while. Then it becomes the head of the list: what it needs of
-what is free is reserved for it, so it starts as soon as enough runs have ended. Only one item is the head at a time
-(highest priority first, then longest waiting). It never holds up an item of a higher priority.
+An item that does not fit lets smaller ones pass, for a while. Then it becomes the head of the list: free
+devices that it needs are reserved for it, so it starts as soon as enough runs have ended. Only one item is the head at
+a time (highest priority first, then longest waiting). It never holds up an item of a higher priority.
 """
 
 from __future__ import annotations

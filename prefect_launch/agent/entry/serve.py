@@ -8,7 +8,7 @@ A service that was killed leaves its run behind, whose process continues. The ne
 run as the active one until it has ended.
 
 The first signal drains the agent, by a request on the server for all its scheduled runs. The active run, or the next
-one when there is none, takes up the agent's own items, takes no more, and ends when they have ended. The service makes
+one when there is none, adopts the agent's own items, takes no more, and ends when they have ended. The service makes
 the request again if somebody cancels it, and ends it when no run is active and none of the agent's items is left. At
 its start, it ends a request that an earlier service has left, unless a signal has come by then. The second signal ends
 the service at once.

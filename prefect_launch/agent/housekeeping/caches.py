@@ -1,9 +1,9 @@
 """Caches of one machine that housekeeping evicts from: run folders, environments, built images, copies of git remotes.
 
 A run's folder goes only when its item has ended and nothing of it exists any more; its log and outputs are in the job
-store by then. An environment goes only under its build lock, and not while a process uses it. Of built images, only
-those go that this home has noted, under its own names, and no image that a container is made of; its parents (the
-installed dependencies) go with the last image that stands on them. A registry's copy of it stays.
+store by then. An environment goes only under its build lock, and not while a process uses it. Only
+built images that this home has recorded go, under its own names, and none that a container uses. An image's parents
+(the installed dependencies) go with the last image built on them. A registry's copy stays.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 It runs in parallel with the agent's loop, at its start and every few minutes; threads measure the disks. One process of
 a home does it at a time. It leaves the job store alone.
 
-A finished run is one that nobody has removed: its agent was killed at the end of its item, or never came back. A run is
-ours when its labels say so and its plan lies in this home under the same claim. Its log is copied to the end before it
-is removed. A run that is going, a run of an item that has not ended, and a direct `launch` (its caller's) stay.
+A finished run is left over when its agent was killed at the end of its item, or never came back. A run is ours when its
+labels say so and its plan is in this home under the same claim. Its log is copied to the end before it is removed. It
+keeps active runs, runs of items that have not ended, and runs of a direct `launch`, which are the caller's.
 """
 
 from __future__ import annotations

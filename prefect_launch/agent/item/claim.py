@@ -1,11 +1,10 @@
 """Claim protocol: how an item becomes this agent's, and nobody else's.
 
-What the server promises is less than it seems. Of two agents that propose `Pending` for a *waiting* item, one wins. But
-the server also lets an item that has *ended* become `Pending`, so an agent with an old poll result would run it again.
-Therefore: propose exactly `Pending`, with a transition id, never by force; then read the item, and see whether it has
-ended since the poll (it ran once more, or ended before it ran). If it has, restore its final state, and drop it.
-Limits of a queue are applied by the server when it is polled, not at the claim; so after a claim the active items are
-counted, and the item is given back when they are too many.
+If two agents propose `Pending` for a *waiting* item, one wins. But the server also lets an item that has *ended* become
+`Pending`, so an agent with an old poll result would run it again. Therefore: propose exactly `Pending`, with a
+transition id, never by force. Then read the item, and check whether it has ended since the poll (it ran once more, or
+ended before it ran). If it has, restore its final state, and drop it. The server applies a queue's limits at the poll,
+not at the claim. So count the active items after a claim, and release the item when there are too many.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Cleanup after an attempt: clears away what is left of it, and writes its end, if it may.
+"""Cleanup after an attempt: removes what is left of it, and writes its end.
 
-It gathers what is learned about the attempt on the way, for the failure report. Before it writes it asks whether the
-item is still this agent's: an agent that was cut off and taken for lost writes nothing over another's attempt.
+It collects facts about the attempt for the failure report. Before it writes, it checks that the item is still this
+agent's: an agent that was cut off and reported lost must not overwrite another's attempt.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Failure report: what is known about a run that did not complete, on one page of the UI.
 
-A frozen value, made of how the run ended, and drawn as a markdown artifact of its item. It holds nothing that the
-item's log and parameters do not hold already, and not where on its machine the agent keeps its things.
+A frozen value that is made from the run's end, and shown as a markdown artifact of its item. It holds only what the
+item's log and parameters hold already, and no paths of the agent's machine.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """End of an attempt: the item goes back into its queue, or gets its final state.
 
-When the retry rule of an item covers the cause, the item goes straight back into its queue, due after a pause, in one
-write: an agent that dies around it leaves no item that has ended and should have come back. Run id and priority stay,
-since it is the same flow run in the same work queue. Any other item gets its final state. Each attempt that did not
+When the retry rule of an item covers the cause, one write puts the item back into its queue, due after a pause. So an
+agent that dies around it leaves no ended item that should be retried. Run id and priority stay, since it is the same
+flow run in the same work queue. Any other item gets its final state. Each attempt that did not
 complete gets a failure report first. Items that the agent refuses, or on which the agent itself fails, end here too.
 """
 

@@ -1,8 +1,8 @@
 """Life of an item, from its claim to its final state: claim, plan, prepare, create, record, start, watch, finish.
 
-Each step can be the last one of this agent's life; its "Crash:" line says what becomes of the item then. What exists is
-found again by its labels, under a name that is the same for the same attempt, so nothing is lost and nothing starts
-twice (`prefect_launch.agent.recovery.restart`). Before each step that cannot be undone, the attempt checks that the
+The agent can die at each step; the step's "Crash:" line says what happens to the item then. The next agent finds a run
+by its labels, and the same attempt gives the same name, so nothing is lost and nothing starts twice
+(`prefect_launch.agent.recovery.restart`). Before each step that cannot be undone, the attempt checks that the
 item is still this agent's. Devices, time limits, logs and outputs are hooks (`prefect_launch.agent.item.attempt.Hook`).
 """
 

@@ -1,7 +1,7 @@
 """Outcome of an attempt: the item's final state, its message, and the failure category with the next step to take.
 
-`diagnose` asks in a fixed order: what the machine knows for certain comes first, what the last lines of the log suggest
-comes after it, and "the job itself" is what is left.
+`diagnose` looks for causes in a fixed order: first what the machine knows for certain, then what the last lines of the
+log suggest. Otherwise the cause is "the job itself".
 """
 
 from __future__ import annotations

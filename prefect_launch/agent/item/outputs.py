@@ -1,10 +1,10 @@
 """Outputs of an attempt: kept in the job store, masked, shown on the item's page, and given to the next attempt.
 
 The whole log is kept with the outputs. Secrets are masked in it and in `outputs.json` before both are kept; other
-files are kept as they are. The log in the run's folder stays as the job has written it: that folder is the agent's
-user's alone. A new attempt gets the outputs of the last one, within the same limits: from its folder when it ran on
-this machine (a lost agent has stored nothing), else from the job store. A note in the item's log
-names what is left out.
+files are kept as they are. The log in the run's folder stays as the job has written it: only the agent's user
+can read that folder. A new attempt gets the outputs of the last one, within the same limits: from its folder when it
+ran on this machine (a lost agent has stored nothing), else from the job store. A note in the item's log names what is
+left out.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Ownership of items and runs: whose an item is, whose a run is, and which agent reports on it.
 
-An agent that was cut off from the server, and was taken for lost, comes back with work that may be another agent's by
-now. So before each step that cannot be undone it asks: is the last claim of this item mine, and is the item still in
-work? If not, it writes nothing, and stops what it has of the item.
+An agent may be cut off from the server and reported lost. When it comes back, another agent may have its items. So
+before each step that cannot be undone it asks: is the last claim of this item mine, and is the item still active? If
+not, it writes nothing, and stops its run of the item.
 
-Labels are easily copied, so they prove nothing alone. A run is ours when its name fits its labels, and when the claim
-in its labels is known: to the plan in the run's folder in this agent's home, or, when that plan is gone or broken, to
-the item itself. What is not ours is not touched. A run is the current one of its item when the last claim of the item
-made it and the attempt is the current one.
+Labels are easily copied, so they alone prove nothing. A run is ours when its name fits its labels and the claim in its
+labels is known: from the plan in the run's folder in this agent's home or, when that plan is gone or broken, from the
+item itself. Runs that are not ours are left alone. A run is the current one of its item when the item's last claim made
+it for the current attempt.
 """
 
 from __future__ import annotations

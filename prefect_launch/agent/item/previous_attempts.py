@@ -1,9 +1,9 @@
 """Previous attempts: runs that older claims of an item have left on this machine.
 
-The agent of an older attempt may have been killed and reported lost while its run continues. When that run can be
-reached from here (one Docker Engine, or one machine), it is stopped before the next attempt is made, so that two never
-run at once. In this home, or on this engine, it is removed too; what an agent of another home has made stays with its
-log, for that agent. What has ended is left to the housekeeping; what is on another machine, to its own agent.
+The agent of an older attempt may have been killed and reported lost while its run continues. If this
+agent can reach that run (one Docker Engine, or one machine), it stops the run before it makes the next attempt, so that
+two never run at once. It also removes a run in this home, or on this engine; a run of another home stays with its log,
+for its own agent. Ended runs are left to the housekeeping, and runs on another machine to their own agent.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Running items: what an agent remembers of each active item, and the tasks that work on them.
 
-The truth is in the labels of what runs. What is kept here is only the agent's handle on its own work, and ends with the
-agent. Inside a flow, each item is also a task run of that flow: a bar on the time line of its page in the UI.
+The labels of the runs are the truth; this is only the agent's memory, and ends with the agent. Inside a flow, each item
+is also a task run of that flow: a bar on the time line of its page in the UI.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 """Claim candidates: the items of one queue that the last poll returned, most urgent first, for a short while.
 
-A poll asks for four times the free slots. An agent that is alone takes items first in, first out. One that lost a claim
-lately shuffles inside one priority, so that several agents do not all try for the same item. The longer a candidate
-lies here, the likelier another agent has it: what is older than the window is not used.
+A poll asks for four times the free slots. An agent that is alone takes items first in, first out. An agent that has
+recently lost a claim shuffles inside one priority, so that several agents do not all try for the same item. The older a
+candidate is, the likelier another agent has it: one older than the window is not used.
 
-A poll also looks a little ahead: what is due later (a retry, a scheduled run) is never claimed before its time, but
-says when to ask again (`due_at`). It may stand in front of what is due, so an answer that holds it is never taken for
-all that is due.
+A poll also looks a little ahead. An item that is due later (a retry, a scheduled run) is never claimed before its time,
+but says when to poll again (`due_at`). It can take the place of a due item, so an answer that holds one is never
+treated as all due items.
 
-A poll shows 200 items at most, and none of those may be for this agent. Then it reads on, page after page, in the
-server's own order and inside its limits: the next page begins where the last item of the one before is due, in the same
-work queue; then come those of less priority. That is expensive for the server, so one scan is a few pages, and the next
-scan, after a pause, continues from there. The front is always asked first.
+A poll shows at most 200 items, and this agent may be unable to take any of them. Then it reads further pages, in the
+server's own order and inside its limits. The next page begins at the due time of the last item of the page before, in
+the same work queue; work queues of lower priority follow. That is expensive for the server, so one scan is a few pages,
+and the next scan, after a pause, continues from there. The front is always polled first.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Cancellation requests: for active items, and for items that no agent has.
 
-An event reports a request, and a read confirms it; a check now and then finds what no event has reported. The server
-sends an event before it commits, and may not commit: only the state of the item counts.
+An event reports a request, and a read confirms it: the server sends an event before it commits, and may not commit. A
+regular check finds requests that no event has reported.
 
 The server itself ends an item that is cancelled while it waits, unless the item has infrastructure on record from an
-earlier run, as one that was put back in the UI has. Any agent of the queue ends such an orphaned item.
+earlier run, such as an item that was put back in the UI. Any agent of the queue ends such an orphaned item.
 """
 
 from __future__ import annotations

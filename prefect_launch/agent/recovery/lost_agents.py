@@ -3,14 +3,14 @@
 A lost item that was being cancelled is cancelled; its run is stopped where this agent reaches it. Any other one is
 Crashed, or goes back into its queue when its retry rule says so.
 
-An agent is lost when its heartbeats have stood still for 90 s *while this agent watched*, on its own clock. A server
-that was away, a clock that jumped, or an agent that has just started prove nothing: the watch starts anew after a gap.
-An agent that leaves in order takes itself off the list, and keeps what it left running.
+An agent is lost when its heartbeats have stopped for 90 s *while this agent watched*, on this agent's clock. After a
+gap (a server that was away, a clock that jumped, an agent that has just started) the watch starts anew. An agent that
+leaves in order takes itself off the list, and keeps its runs.
 
 Several lives of one agent name may exist: on two hosts at once, or one after another when an agent was moved and its
 old home is gone. The worker's heartbeat belongs to the name, so each life has a presence of its own. A silent life is
-lost like an agent, even while another agent of its name sends heartbeats. What a life left in order is for the next
-life of its name, after the same silence also on another host.
+lost like an agent, even while another agent of its name sends heartbeats. Runs of a life that left in order are for the
+next life of its name; after the same silence, also for one on another host.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Recovery at the start of an agent: finds what the last life of the agent left, and adopts the runs of lost agents.
 
-The labels of what exists are the truth, once they are proven ours. A run that its item still belongs to is adopted.
-What belongs to an item that has ended, or that has a newer attempt or claim, is stopped and removed, and so is a
-container that was not filled yet. What only looks like a run of ours is left alone. Of an item that this agent had
-claimed, and of which nothing exists: one that was not started goes back into its queue, one that ran has crashed, one
-that was asked to stop is cancelled. Where a resource cannot be reached, the items of its queues are left alone.
+The labels of a run are the truth, once it is proven ours. The agent adopts a run whose item still belongs to it. It
+stops and removes a run whose item has ended, or has a newer attempt or claim, and a container that was not filled yet.
+It leaves alone a run that only looks like ours. An item that this agent had claimed may have no run: it returns to its
+queue if it was not started, crashed if it ran, and is cancelled if it was asked to stop. If a resource cannot be
+reached, the items of its queues are left alone.
 
-The run of a lost agent in the same home, on the same machine or engine, is not lost; only nobody reports on it. Another
-agent of the home adopts it, under the claim that it was started under: its log, end and outputs are what they would
-have been, and nothing runs twice. What was not started yet is not adopted.
+The run of a lost agent in the same home, on the same machine or engine, still runs, but no agent reports on it. Another
+agent of the home adopts it under its own claim: its log, end and outputs arrive, and nothing runs twice. A run that was
+not started yet is not adopted.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Wait notes: a line in the log of an item that waits, with the cause, its place and about when it will start.
 
-Of the agents that are online for a queue, the first by name writes it. An item gets a line when it has waited for some
-seconds, and another one only when the cause has changed and the change lasts. All lines of one check go to the server
+The first by name of a queue's online agents writes it. An item gets a line when it has waited for some seconds, and
+another one only when the cause has changed and the change lasts. All lines of one check go to the server
 in one request. Nothing depends on them, so a server error leaves them out.
 
-A line's logger is named after the cause. So a later life of this agent, or another agent, reads from the log which
-cause the item was given last.
+A line's logger is named after the cause. So a later life of this agent, or another agent, reads the last
+cause from the log.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each run has one link, `<home>/processes/<run's name>-<claim>`, to its folder. It outlives boots and machines: the next
 life of an agent finds there what ended meanwhile, and several machines may share a home on a network disk. The user's
 state folder lists the homes on this machine, so an agent also finds what an agent of another home runs of its item. A
-link only says where to look. Whether the run may be touched, the claims of its item say.
+link only says where to look. The claims of the item decide whether the run may be touched.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Code of a run as an archive that goes to a cluster: one rule of what it holds, as a tar or as a zip.
 
 It holds what `prefect_launch.jobs.archive` takes of a folder by name: neither a repository nor caches, environments and
-run data, at any depth. Links that stay inside are kept, or followed where the archive can hold none; a link that leads
-out of the code is left out, and so is what is no file. The same code gives the same bytes: names sorted, no times, no
-owners.
+run data, at any depth. Links that stay inside are kept, or followed if the archive cannot hold links. Links that lead
+out of the code are left out, and so is everything that is not a file. The same code gives the same bytes: names sorted,
+no times, no owners.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Answers of the Kubernetes API that are no success, as errors that say who must act and how.
 
-A cluster that is away, overloaded or does not know the agent's token any more is `UnreachableError`: nothing ends for
-it, and the item waits. What the agent may not do is its operator's matter, what the API refuses in a manifest that of
-whoever wrote it.
+A cluster that is away, overloaded or does not know the agent's token any more is `UnreachableError`: no run ends, and
+the item waits. A missing right is an error for the agent's operator; a refused manifest is one for its author.
 """
 
 from __future__ import annotations

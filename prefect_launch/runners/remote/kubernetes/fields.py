@@ -1,7 +1,7 @@
 """Check of a Kubernetes manifest against the fields of the API: unknown fields, missing ones, wrong types.
 
 The table of fields (`fields.json`) is made of the models of kubernetes_asyncio by `scripts/kubernetes_fields.py`, so
-that whoever queues a job needs no client library. A field that a newer server has can be let through by the queue's
+that a submitter needs no client library. A field that a newer server has can be let through by the queue's
 owner (`allow-fields`). What only a server knows (immutable fields, quotas, admission) is not checked.
 """
 

@@ -1,7 +1,7 @@
 """Places of a Kubernetes manifest where a submitter's value may be filled in: amounts, variables, labels, arguments.
 
-The list says what is free, wherever it stands in the object that is made: in a manifest, in the short form of it, in an
-additional service. Everywhere else only the queue's owner chooses: a namespace, an account, a volume's source, a node.
+The list applies anywhere in the objects that are made: in a manifest, in its short form, in an additional service.
+Everywhere else only the queue's owner chooses: a namespace, an account, a volume's source, a node.
 """
 
 from __future__ import annotations

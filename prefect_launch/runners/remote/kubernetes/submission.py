@@ -1,8 +1,8 @@
 """Submission of a Kubernetes run: its object first, held, then what belongs to it, owned by that object.
 
-So all goes with the object, whenever the agent dies. A submission that fails removes what it has made. Until the rest
-is there the object is marked as incomplete, and an agent that finds it so removes it. What an earlier try has made is
-taken as it is.
+So everything is removed with the object, whenever the agent dies. A submission that fails removes what it has made. The
+object is marked as incomplete until the rest exists, and an agent that finds it incomplete removes it. Objects of an
+earlier try are reused.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Lost child flow runs: those whose worker, infrastructure or wrapper is gone, so that nobody else would end them.
 
-A child is silent while its state and its wrapper's heartbeat stay as they are. Only time in which the server was asked
-counts: while it is away, nobody can speak. A child that has not started is ended for good: the input that its wrapper
-would take first is taken, so that whatever starts later starts no job.
+A child is silent while its state and its wrapper's heartbeat stay as they are. Time counts
+only while the server answers. A child that has not started is ended for good: the input that its wrapper would take
+first is taken, so that a wrapper that starts later starts no job.
 """
 
 from __future__ import annotations

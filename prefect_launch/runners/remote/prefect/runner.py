@@ -2,8 +2,8 @@
 
 A job is a child flow run in that pool, made from a deployment of ours. It is created in a state that no worker takes,
 gets its plan and code as inputs (`payload.py`), and is released then. Its command is a wrapper (`wrapper.py`) that
-reports to the server, since workers tell too little: an exit code of 0 not at all, another one in words. What is live
-has a tag, which it loses when it is removed: the flow run itself stays, with its page.
+reports to the server, since workers report too little: an exit code of 0 not at all, another one in words. A live child
+has a tag. Removing a child removes the tag: the flow run itself stays, with its page.
 """
 
 from __future__ import annotations

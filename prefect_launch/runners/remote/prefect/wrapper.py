@@ -1,11 +1,14 @@
 """Wrapper of a job in another work pool: runs its command where a worker has started it, and reports to the server.
 
 It runs in the worker's infrastructure, in whatever image that has: the standard library of Python 3.8 is all it needs.
-The server hands it over with the run's plan (`payload.py`). It promises: a run is started once, however often a worker
-starts its infrastructure again; each byte of the output is sent once, in order, also when the server is away meanwhile;
-what the server does not take is counted, and reported in the log; the end is reported after the whole log, with the
-exact exit code. It ends the job, TERM then KILL, when its flow run is asked to end, has ended or is gone, or when it
-gets TERM itself.
+The server hands it over with the run's plan (`payload.py`). It promises:
+
+- A run is started once, however often a worker starts its infrastructure again.
+- Each byte of the output is sent once, in order, also when the server is away meanwhile. Output that the server does
+  not take is counted, and reported in the log.
+- The end is reported after the whole log, with the exact exit code.
+
+It ends the job, TERM then KILL, when its flow run is asked to end, has ended or is gone, or when it gets TERM itself.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Prefect server, as the wrapper of a job asks it: the standard library alone, patient for as long as it is away.
 
-`Api` speaks for one flow run. A request is repeated until it is answered; one that must not take effect twice is looked
-for first. A refusal is no answer: a proxy, or a key that is being changed, gives 401, 403 and 404 for a while. Only the
-server's own word, said for a minute, that there is no such flow run raises `GoneError`; only contents that it does not
-take raise `RefusedError`.
+`Api` works for one flow run. It repeats a request until it gets an answer; before it repeats one that must not take
+effect twice, it checks whether the first took effect. A refusal is not an answer: a proxy, or a key that is being
+changed, gives 401, 403 and 404 for a while. `GoneError` is raised only if the server itself says for a minute that the
+flow run does not exist; `RefusedError` only for contents that it does not take.
 """
 
 from __future__ import annotations

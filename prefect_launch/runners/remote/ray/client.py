@@ -4,9 +4,10 @@ The address and the credentials are the agent's own: `RAY_ADDRESS` (the dashboar
 `RAY_JOB_HEADERS` (a JSON object), and a token as Ray itself finds it: `RAY_AUTH_TOKEN`, `RAY_AUTH_TOKEN_PATH`, or
 ``~/.ray/auth_token``. A certificate of one's own is trusted by `SSL_CERT_FILE`.
 
-What a proxy or a busy head answers (401, 403, 429, 502 to 504) is no answer of Ray's: the cluster counts as not
-reachable until it answers. Nor is a 404 that has not Ray's own words: a proxy says so of a head that is away, and a
-dashboard of what it has not loaded yet. A request is sent once: whether a job was made is asked, never guessed.
+An answer of a proxy or a busy head (401, 403, 429, 502 to 504) does not count as Ray's: the cluster counts as not
+reachable until Ray answers. A 404 without Ray's own words does not count either: a proxy sends it for a head that is
+away, and a dashboard for what it has not loaded yet. A request is sent once; then the client asks whether a job was
+made, and never guesses.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Options of the resource `ray`, and the body of the Jobs API's "submit a job" that is made of a run's plan.
 
 `cpus`, `gpus`, `memory` and `resources` are what Ray keeps free for the job's own process (Ray's names for them, such
-as `entrypoint_num_cpus`, are taken too); a job that asks for nothing runs on the head. `runtime_env` is Ray's, less
-what the runner makes itself. The queue's owner alone sets `secrets`, `output_dir`, and what in a runtime environment is
-a program or a container of the cluster's own.
+as `entrypoint_num_cpus`, are taken too); a job that asks for nothing runs on the head. `runtime_env` is Ray's,
+without what the runner sets itself. Only the queue's owner may set `secrets`, `output_dir`, and those parts of a
+runtime environment that are a program or a container of the cluster.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Outputs of Ray jobs: from a folder that nodes and agent share, or `outputs.json` alone, from the end of the log.
 
-What the agent must know of a job to its end, and Ray does not tell a successor of the agent, is in a note in the
-agent's home: the folder of its outputs, and which life of the head it was submitted to.
+A note in the agent's home holds facts about a job that Ray does not keep and the next agent needs: the folder of its
+outputs, and the life of the head that it was submitted to.
 """
 
 from __future__ import annotations

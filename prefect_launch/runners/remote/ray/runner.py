@@ -1,8 +1,8 @@
 """Runner of the resource `ray`: a job is a job of Ray's Jobs REST API, its submission id the run's name.
 
 Ray cannot hold a job, and a second submission of an id fails: then the job of that id is read. One request lists all
-jobs. What the runner needs of a job's end, Ray does not hand back: the job runs in a small shell program that prints it
-into the log (`prefect_launch.runners.remote.marked_log`).
+jobs. Ray does not report all that the runner needs of a job's end: so the job runs in a small shell program that prints
+it into the log (`prefect_launch.runners.remote.marked_log`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Commands of Slurm: sbatch, squeue, scontrol, scancel and sacct as subprocesses, each with a time limit.
 
-The cluster is that of the agent's own environment (`SLURM_CONF`, or the machine's default). What else the environment
-says to these programs (`SBATCH_*`, the `SLURM_*` of a job that the agent may run in) is kept from them: what is
-submitted is decided by the queue and the plan alone.
+The cluster is that of the agent's own environment (`SLURM_CONF`, or the machine's default). Other variables for
+these programs (`SBATCH_*`, the `SLURM_*` of a job that the agent may run in) are removed: only the queue and the plan
+decide what is submitted.
 """
 
 from __future__ import annotations

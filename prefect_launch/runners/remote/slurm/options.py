@@ -1,8 +1,8 @@
 """Options of `slurm`: what a queue's owner and its submitters may ask for, and the arguments of sbatch made of it.
 
-Submitters may set what a job needs. What costs somebody's share or names machines is the owner's, who may allow it
-to submitters. Jobs are no arrays, are never started twice, and run where their folder is, so the arguments that say
-otherwise are refused to everybody.
+Submitters may set what a job needs. Only the owner may set what uses up a share or names machines, and may allow it to
+submitters. Jobs are never arrays, never start twice, and run in their folder; arguments that would change this are
+refused for everybody.
 """
 
 from __future__ import annotations

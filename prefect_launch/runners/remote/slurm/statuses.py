@@ -1,8 +1,8 @@
 """Statuses of Slurm jobs, from what squeue shows, the files of those that changed, and accounting.
 
-For a poll of many jobs this reads files in one thread, and of a job only when Slurm shows it changed: an unchanged one
-is looked at now and then, since a node may be cut off from the controller. Accounting is asked, in one call, for the
-jobs that squeue does not show any more, and for those that somebody cancelled.
+A poll of many jobs reads files in one thread, and only of jobs that Slurm shows as changed. It reads those of unchanged
+jobs now and then, since a node may be cut off from the controller. One call asks accounting for the jobs that squeue
+does not show any more, and for those that somebody cancelled.
 """
 
 from __future__ import annotations
