@@ -390,7 +390,11 @@ def best(
     sweep: SweepId,
     config: Annotated[
         bool,
-        typer.Option("--config", metavar="", help="Print only its parameters, as a launch config for 'add --config'."),
+        typer.Option(
+            "--config",
+            metavar="",
+            help="Print its inputs, arguments and command, as a launch config for 'add --config'.",
+        ),
     ] = False,
     json: JsonOption = False,
 ) -> None:
@@ -398,12 +402,12 @@ def best(
     import yaml
 
     from prefect_launch.cli.sweep_view import read_report
-    from prefect_launch.sweeps.trial_items import best_trial
+    from prefect_launch.sweeps.trial_items import best_trial, trial_overrides
     from prefect_launch.sweeps.trial_log import describe_trial
 
     found = read_report(connected(), sweep)
     trial = best_trial(found.name, found.config, found.trials)
-    as_config = {"overrides": {"run_config": dict(trial.params)}}
+    as_config = {"overrides": trial_overrides(found.config, trial.params)}
     if json:
         print_json(as_config if config else found.trial_fields(trial))
     elif config:

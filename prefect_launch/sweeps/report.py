@@ -165,7 +165,7 @@ class SweepReport:
             params = list(flat_params(self.best.params).items())
             shown = [(markdown_code(name), markdown_code(_cut(words))) for name, words in params[:MAX_PARAMS]]
             parts.append(_rows(("Parameter", "Value"), shown))
-            parts.append(f"`prefect-launch sweep best {self.sweep_id} --config` prints them for the next run.")
+            parts.append(f"`prefect-launch sweep best {self.sweep_id} --config` prints them as a launch config.")
         parts += [markdown_image(svg, words) for words, svg in self.charts.items()]
         if self.trials.history.trials:
             parts += ["### Trials", self._markdown_trials(link)]

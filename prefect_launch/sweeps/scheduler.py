@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
+from prefect_launch.core.metrics import format_number
 from prefect_launch.core.units import format_duration
 from prefect_launch.sweeps.config import Metric, SweepConfig
 from prefect_launch.sweeps.failures import failures_by_cause
@@ -150,7 +151,9 @@ def reason_to_end(config: SweepConfig, history: History, control: Control) -> En
     if control.command is Command.STOP:
         return EndSweep(Outcome.STOPPED, "The sweep was stopped.")
     if config.objective and (winner := _winner(config.objective, history)) is not None:
-        message = f"Trial {winner} reached the target, {config.objective.name} {config.objective.target:g}."
+        number, value = winner
+        found = f"{config.objective.name} {format_number(value)}"
+        message = f"Trial {number} reached the target {config.objective.target:g}, with {found}."
         return EndSweep(Outcome.FINISHED, message)
     failed = _failed(history, control)
     if len(failed) >= (config.max_failures or _HOPELESS_FAILURES) and (config.max_failures or not _succeeded(history)):
@@ -160,13 +163,15 @@ def reason_to_end(config: SweepConfig, history: History, control: Control) -> En
     return None
 
 
-def _winner(metric: Metric, history: History) -> int | None:
-    """Return the number of the first trial with a value that is the target or better."""
+def _winner(metric: Metric, history: History) -> tuple[int, float] | None:
+    """Return the number of the first trial with a value that is the target or better, and that value."""
     counted = {TrialState.RUNNING, TrialState.FINISHED, TrialState.PRUNED}
     reached = (
-        trial.number
+        (trial.number, value)
         for trial in history.trials
-        if trial.state in counted and any(metric.reaches_target(value) for value in (*trial.steps, trial.metric))
+        if trial.state in counted
+        for value in (*trial.steps, trial.metric)
+        if value is not None and metric.reaches_target(value)
     )
     return next(reached, None)
 

@@ -24,6 +24,7 @@ class TrialLog:
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
         self._shown: dict[int, Trial] | None = None
+        self._has_told_why = False
 
     def show(self, trials: SweepTrials, config: SweepConfig) -> None:
         """Tell of each trial that is new or in another state than at the last call.
@@ -42,6 +43,12 @@ class TrialLog:
                 if was is None or (was.state, was.tries) != (trial.state, trial.tries):
                     self._tell(describe_trial(trial, config))
         self._shown = now
+        waiting = (one.item for number, one in trials.items.items() if now[number].state is TrialState.WAITING)
+        why = next((item.message for item in waiting if item.message), None)
+        if why and not self._has_told_why:
+            # Its queue said so as it was made: it is paused, or no agent is online.
+            self._tell(why)
+            self._has_told_why = True
 
 
 def describe_trial(trial: Trial, config: SweepConfig) -> str:

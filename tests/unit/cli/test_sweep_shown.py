@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
@@ -122,3 +123,20 @@ def test_prior_run_is_named_by_a_part_of_its_id_or_by_its_name_be_it_a_sweep_or_
     unknown = str(sweep(*run, "--prior-run", "nothing").exception)
     assert "There is no sweep 'nothing'" in unknown
     assert "Nor is there an item" in unknown
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"args": "hyphens", "launch": {"overrides": {"args": ["--fast"]}}},
+        {"program": "main.py", "command": ["python", "${program}", "${args}"]},
+    ],
+    ids=["args", "command"],
+)
+def test_best_as_a_launch_config_runs_just_what_its_trial_ran(job_api: InMemoryApi, how: dict[str, Any]) -> None:
+    run_sweep(job_api, name="mine", **how)
+    printed = yaml.safe_load(sweep("best", "mine", "--config").stdout)
+    best = job_api.queued_run(json.loads(sweep("best", "mine", "--json").stdout)["item"])
+    ran = best.item.parameters["overrides"]  # The schema's defaults have come to it.
+    assert printed == {"overrides": {**ran, "run_config": {"lr": 0.3}}}
+    assert "--lr=0.3" in [*printed["overrides"].get("args", ()), *printed["overrides"].get("entry_point", ())]

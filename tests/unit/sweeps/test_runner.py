@@ -104,6 +104,17 @@ async def test_server_that_is_away_for_a_while_ends_no_sweep(job_api: InMemoryAp
             assert (await running).message == "All 4 trials have ended."
 
 
+async def test_sweep_on_a_queue_that_starts_nothing_says_why_once(job_api: InMemoryApi) -> None:
+    async with opened(job_api) as sweep:
+        job_api.update_run_queue("cpu", is_paused=True)
+        running = asyncio.create_task(sweep.run())
+        await sweep.until_told("The queue was paused at ")
+        job_api.update_run_queue("cpu", is_paused=False)
+        async with sweep.agent():
+            assert (await running).message == "All 4 trials have ended."
+        assert sum("was paused" in line for line in sweep.told) == 1
+
+
 async def test_sweep_goes_on_by_the_events_of_its_trials_alone(job_api: InMemoryApi) -> None:
     async with opened(job_api) as sweep, sweep.agent():
         config = config_of(await read_sweep(sweep.session, sweep.id))
@@ -196,7 +207,7 @@ async def test_target_ends_the_sweep_and_stops_what_still_runs(job_api: InMemory
     metric = {"name": "loss", "target": 0.285}
     async with opened(job_api, parameters=points, metric=metric) as sweep, sweep.agent():
         end = await sweep.run()
-        assert (end.outcome, end.message) == (Outcome.FINISHED, "Trial 1 reached the target, loss 0.285.")
+        assert (end.outcome, end.message) == (Outcome.FINISHED, "Trial 1 reached the target 0.285, with loss 0.28.")
         assert all(item.is_terminal for item in await sweep.items())
         assert len(await sweep.items()) < 10
 

@@ -224,7 +224,7 @@ def test_target_ends_the_sweep_once_any_trial_reaches_it(trial: Trial, reached: 
 
     stops = [action for action in actions if isinstance(action, StopTrial)]
     assert bool(stops) == reached
-    assert all(stop.reason == "Trial 0 reached the target, acc 0.9." for stop in stops)
+    assert all(stop.reason.startswith("Trial 0 reached the target 0.9, with acc 0.9") for stop in stops)
     assert 1 in {stop.number for stop in stops} or not reached
 
 
