@@ -3,6 +3,9 @@
 Its name comes from the image's tag, so that a namespace has one build of an image, however many agents ask for it. The
 build context travels in ConfigMaps of at most 1 MiB each: that works on every cluster, with no right but those that
 runs need, and with no store. The credentials for the registries and pip's settings are in Secrets that the Job owns.
+
+One container builds into a layout of the image, and another pushes it: the steps of a Dockerfile run in the first one's
+file system, and the login that pushes is in the second alone.
 """
 
 from __future__ import annotations
@@ -26,12 +29,14 @@ from prefect_launch.errors import SourceError
 from prefect_launch.registries.base import parse_reference
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.remote.kubernetes.code import MAX_CODE_BYTES
+from prefect_launch.runners.remote.kubernetes.environment import literal
 from prefect_launch.runners.remote.kubernetes.objects import (
     DOCKER_CONFIG_KEY,
     OUTPUTS_PATH,
     docker_config_secret,
 )
-from prefect_launch.runners.remote.kubernetes.options import one_container_job
+from prefect_launch.runners.remote.kubernetes.options import one_container_job, read_options
+from prefect_launch.runners.remote.kubernetes.short_options import place_short_options
 
 #: Prefix of the annotations on a build's Job that name the agents waiting for it. No label of a run begins so.
 WAITERS: Final = "builds.prefect-launch/"
@@ -41,6 +46,8 @@ _DOCKERFILE: Final = "Dockerfile.launch"
 _ARCHIVE: Final = "context.tar.gz"
 _CONTEXT_DIR: Final = "/launch/context"
 _PARTS_DIR: Final = "/launch/parts"
+#: Where the image lies between its build and its push.
+_IMAGE_DIR: Final = "/launch/image"
 #: Where kaniko looks for credentials.
 _CONFIG_DIR: Final = "/kaniko/.docker"
 #: What a cluster's database is to hold of one build.
@@ -56,13 +63,15 @@ class BuildFiles:
     Attributes:
         parts: the packed build context, cut.
         secrets: files of pip's settings, by name.
-        auths: credentials for registries, as `docker_config_secret` takes them; none: the owner's Secret has them.
+        push_auths: credentials to push with, as `docker_config_secret` takes them; none: the owner's Secret has them.
+        pull_auths: those for the base images, which the steps of the build can read; likewise.
         insecure: hosts of registries that are asked without TLS.
     """
 
     parts: Sequence[bytes]
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    auths: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    push_auths: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    pull_auths: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     insecure: Sequence[str] = ()
 
 
@@ -126,43 +135,59 @@ def build_plan(
         item_id=item,
         run_id=item,
         run_dir=run_dir,
-        args=(*_flags(target, destination, files), *settings.args),
+        args=("push", _IMAGE_DIR, f"--destination={destination}", *_insecure_flags(files)),
         labels=labels,
     )
-    return plan.model_copy(update={"options": _options(plan.name, settings, files, annotations)})
+    flags = (*_build_flags(target, files), *settings.args)
+    return plan.model_copy(update={"options": _options(plan, flags, settings, files, annotations)})
 
 
-def _flags(target: ImageBuild, destination: str, files: BuildFiles) -> list[str]:
+def _build_flags(target: ImageBuild, files: BuildFiles) -> list[str]:
     flags = [
         f"--context=tar://{_CONTEXT_DIR}/{_ARCHIVE}",
         f"--dockerfile={target.dockerfile or _DOCKERFILE}",
-        f"--destination={destination}",
+        "--no-push",
+        f"--oci-layout-path={_IMAGE_DIR}",
         f"--digest-file={OUTPUTS_PATH}",
     ]
     flags += [f"--label={name}={value}" for name, value in target.labels.items() if target.dockerfile]
-    for host in files.insecure:
-        flags += [f"--insecure-registry={host}", f"--skip-tls-verify-registry={host}"]
-    return flags + ([f"--custom-platform={target.platform}"] if target.platform else [])
+    flags += [f"--custom-platform={target.platform}"] if target.platform else []
+    return flags + _insecure_flags(files)
 
 
-def _options(name: str, settings: ClusterSettings, files: BuildFiles, annotations: Mapping[str, str]) -> dict[str, Any]:
-    """Return the options of the run: the owner's, and what every build has."""
+def _insecure_flags(files: BuildFiles) -> list[str]:
+    return [f"--{flag}={host}" for host in files.insecure for flag in ("insecure-registry", "skip-tls-verify-registry")]
+
+
+def _options(
+    plan: RunPlan, flags: Sequence[str], settings: ClusterSettings, files: BuildFiles, annotations: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the options of the run: the owner's, and what every build has.
+
+    An init container builds, since it runs what a submitter wrote; the run's own container pushes, and has the login.
+    """
     options = {"service-account": None, **deepcopy(settings.options)}
     spec = {**one_container_job()["spec"], **options.pop("spec", {})}
     spec["template"] = template = {**spec["template"], "spec": dict(spec["template"]["spec"])}
     pod = template["spec"]
-    pod["containers"] = [{"name": "build", **pod["containers"][0]}, *pod["containers"][1:]]
-    container = pod["containers"][0]
-    pod["volumes"] = [*pod.get("volumes", ()), *_volumes(name, settings, files)]
-    container["volumeMounts"] = [*container.get("volumeMounts", ()), *_mounts(settings, files)]
-    if settings.push_secret or files.auths:
-        container["env"] = [*container.get("env", ()), {"name": "DOCKER_CONFIG", "value": _CONFIG_DIR}]
-    if len(files.parts) > 1:
-        pod["initContainers"] = [*pod.get("initContainers", ()), _joiner(settings)]
     if options["service-account"] is None:
         # What a build runs is a submitter's: it is nobody in the cluster.
         del options["service-account"]
         pod.setdefault("automountServiceAccountToken", False)
+    own, *others = pod["containers"]
+    pod["volumes"] = [*pod.get("volumes", ()), *_volumes(plan.name, settings, files)]
+    build = _container("build", own, _build_mounts(settings, files))
+    build |= {
+        "image": settings.image,
+        "args": [literal(flag) for flag in flags],
+        "terminationMessagePath": OUTPUTS_PATH,
+    }
+    short = read_options(options)
+    place_short_options(pod, build, short)
+    build["env"] = [*build.get("env", ()), *({"name": name, "value": value} for name, value in short.env.items())]
+    joiner = [_joiner(settings)] if len(files.parts) > 1 else []
+    pod["initContainers"] = [*pod.get("initContainers", ()), *joiner, build]
+    pod["containers"] = [_container("push", own, _push_mounts(settings, files)), *others]
     spec |= {"backoffLimit": 0, "activeDeadlineSeconds": max(1, round(settings.timeout_seconds))}
     return {
         **options,
@@ -173,8 +198,17 @@ def _options(name: str, settings: ClusterSettings, files: BuildFiles, annotation
         "image": settings.image,
         "ttl": _TTL_SECONDS,
         "wait-for-ready": False,
-        "additional-services": _objects(name, settings, files),
+        "additional-services": _objects(plan.name, settings, files),
     }
+
+
+def _container(name: str, own: Mapping[str, Any], mounts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a container as the owner has written it, with a name, mounts, and the login that is among them."""
+    made = {**deepcopy(dict(own)), "name": name}
+    made["volumeMounts"] = [*made.get("volumeMounts", ()), *mounts]
+    if any(one["mountPath"] == _CONFIG_DIR for one in mounts):
+        made["env"] = [*made.get("env", ()), {"name": "DOCKER_CONFIG", "value": _CONFIG_DIR}]
+    return made
 
 
 def _objects(name: str, settings: ClusterSettings, files: BuildFiles) -> list[dict[str, Any]]:
@@ -184,8 +218,8 @@ def _objects(name: str, settings: ClusterSettings, files: BuildFiles) -> list[di
         data = {key: base64.b64encode(value).decode() for key, value in files.secrets.items()}
         metadata = {"name": f"{name}-pip"}
         found.append({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "data": data})
-    if files.auths and settings.push_secret is None:
-        found.append(docker_config_secret(f"{name}-push", files.auths))
+    found += [docker_config_secret(f"{name}-push", files.push_auths)] if files.push_auths else []
+    found += [docker_config_secret(f"{name}-bases", files.pull_auths)] if files.pull_auths else []
     return found
 
 
@@ -210,17 +244,31 @@ def _volumes(name: str, settings: ClusterSettings, files: BuildFiles) -> list[di
         ]
     if files.secrets:
         found.append({"name": "launch-pip", "secret": {"secretName": f"{name}-pip", "defaultMode": 0o400}})
-    if secret := settings.push_secret or (f"{name}-push" if files.auths else None):
-        items = [{"key": DOCKER_CONFIG_KEY, "path": "config.json"}]
-        found.append({"name": "launch-push", "secret": {"secretName": secret, "items": items}})
+    found.append({"name": "launch-image", "emptyDir": {}})
+    push = settings.push_secret or (f"{name}-push" if files.push_auths else None)
+    pull = settings.pull_secret or (f"{name}-bases" if files.pull_auths else None)
+    items = [{"key": DOCKER_CONFIG_KEY, "path": "config.json"}]
+    for volume, secret in (("launch-push", push), ("launch-bases", pull)):
+        if secret is not None:
+            found.append({"name": volume, "secret": {"secretName": secret, "items": items}})
     return found
 
 
-def _mounts(settings: ClusterSettings, files: BuildFiles) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [{"name": "launch-context", "mountPath": _CONTEXT_DIR}]
+def _build_mounts(settings: ClusterSettings, files: BuildFiles) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [
+        {"name": "launch-context", "mountPath": _CONTEXT_DIR},
+        {"name": "launch-image", "mountPath": _IMAGE_DIR},
+    ]
     if files.secrets:
         found.append({"name": "launch-pip", "mountPath": SECRETS, "readOnly": True})
-    if settings.push_secret or files.auths:
+    if settings.pull_secret or files.pull_auths:
+        found.append({"name": "launch-bases", "mountPath": _CONFIG_DIR, "readOnly": True})
+    return found
+
+
+def _push_mounts(settings: ClusterSettings, files: BuildFiles) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [{"name": "launch-image", "mountPath": _IMAGE_DIR, "readOnly": True}]
+    if settings.push_secret or files.push_auths:
         found.append({"name": "launch-push", "mountPath": _CONFIG_DIR, "readOnly": True})
     return found
 

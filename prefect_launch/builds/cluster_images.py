@@ -60,7 +60,8 @@ _REFUSED_SECONDS: Final = 600.0
 #: How long those who waited for a build that has ended have to see how.
 _SEEN_SECONDS: Final = 60.0
 _NOT_TO_BE_RUN: Final = (126, 127)
-_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+#: Colours, and what the log of an init container has before each line.
+_NOISE: Final = re.compile(r"\x1b\[[0-9;]*m|^\[build\] ", re.MULTILINE)
 #: How kaniko, and buildah, say which step begins.
 _STEP: Final = re.compile(
     r"(?:INFO\[\d+\] |STEP \d+(?:/\d+)?: |level=info msg=\")"
@@ -68,7 +69,8 @@ _STEP: Final = re.compile(
 )
 #: How they say why they give up.
 _ERROR: Final = re.compile(
-    r"(?:FATA\[\d+\] )?(?:error (?:building|checking|getting|pushing|resolving)|kaniko should) .*"
+    r"(?:FATA\[\d+\] |Error: )?"
+    r"(?:error (?:building|checking|getting|pushing|resolving)|checking push|(?:loading|pushing) image|kaniko should).*"
 )
 _REFUSED: Final = re.compile(
     r"push permission|unauthorized|authentication required|access denied|denied: |no basic auth credentials|forbidden",
@@ -125,7 +127,7 @@ class ClusterImages(BuildPlace):
             made = {mark: self._holder, MAKER: maker}
             plan = build_plan(target, self._name_of(target), self._settings.kubernetes, files, Path(scratch), made)
             one = _ClusterBuild(self._runner, plan, mark, self._holder, maker, self._settings.kubernetes)
-            logins = _mask_of(files.auths)
+            logins = _mask_of(files.push_auths, files.pull_auths)
 
             def masked(text: str) -> str:
                 return logins.text(access.mask.text(text))
@@ -145,17 +147,21 @@ class ClusterImages(BuildPlace):
         return f"{self._settings.destination}:{target.tag}"
 
     async def _files(self, target: ImageBuild, access: PipAccess) -> BuildFiles:
-        images = [self._name_of(target), *(base.rpartition("@")[0] for base in target.base.split())]
-        auths: dict[str, dict[str, str]] = {}
-        for image in images if self._settings.kubernetes.push_secret is None else ():
-            found = await self._remote.credentials_for(image)
-            if found is not None:
-                auths[auth_key(image)] = _auth_of(found)
-        hosts = dict.fromkeys(parse_reference(image).host for image in images)
+        settings, destination = self._settings.kubernetes, self._name_of(target)
+        bases = [base.rpartition("@")[0] for base in target.base.split()]
+        login = await self._remote.credentials_for(destination)
+        pull_auths: dict[str, dict[str, str]] = {}
+        for base in bases if settings.pull_secret is None else ():
+            found = await self._remote.credentials_for(base)
+            if found is not None and found != login:  # What pushes is not for a submitter's steps.
+                pull_auths[auth_key(base)] = _auth_of(found)
+        is_made = login is not None and settings.push_secret is None
+        hosts = dict.fromkeys(parse_reference(image).host for image in (destination, *bases))
         return BuildFiles(
             parts=await anyio.to_thread.run_sync(cut_context, target),
             secrets=access.files,
-            auths=auths,
+            push_auths={auth_key(destination): _auth_of(login)} if login is not None and is_made else {},
+            pull_auths=pull_auths,
             insecure=[host for host in hosts if self._remote.is_insecure(host)],
         )
 
@@ -190,10 +196,11 @@ def _auth_of(found: Credentials) -> dict[str, str]:
     return {"username": found.user, "password": found.password}
 
 
-def _mask_of(auths: Mapping[str, Mapping[str, str]]) -> Mask:
+def _mask_of(*auths: Mapping[str, Mapping[str, str]]) -> Mask:
     """Return the mask of logins, and of the form that Docker's config file has them in."""
-    secrets = [one[name] for one in auths.values() for name in ("identitytoken", "password") if name in one]
-    return Mask([*secrets, *(f"{one.get('username', '')}:{one.get('password', '')}" for one in auths.values())])
+    logins = [one for known in auths for one in known.values()]
+    secrets = [one[name] for one in logins for name in ("identitytoken", "password") if name in one]
+    return Mask([*secrets, *(f"{one['username']}:{one['password']}" for one in logins if "password" in one)])
 
 
 class _LostBuildError(LaunchError):
@@ -277,36 +284,47 @@ class _ClusterBuild:
 
     async def _follow(self, handle: RunHandle, log: LineSink) -> str:
         await self._runner.start(str(handle))
-        await self._wait_started(handle, log)
         output = _Output(log)
-        await self._copy_log(handle, output, log)
+        # A pod whose init container builds has not started yet.
+        waiting = asyncio.create_task(self._wait_started(handle, log))
+        copying = asyncio.create_task(self._copy_log(handle, output, log))
+        try:
+            _, is_read = await asyncio.gather(waiting, copying)
+        finally:
+            waiting.cancel()
+            copying.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({waiting, copying})
         end = await self._end_of(handle, log)
+        if is_read and not output.lines:  # It had ended before its pod was seen.
+            await self._copy_log(handle, output, log)
         if not end.succeeded:
             raise self._error_of(end, output)
         return self._runner.last_message(handle.job).strip()
 
     async def _wait_started(self, handle: RunHandle, log: LineSink) -> None:
         async def on_wait(reason: str) -> None:
-            log(f"The build waits in the cluster: {reason}\n" if reason else "The build waits in the cluster.\n")
+            if reason:
+                log(f"The build waits in the cluster: {reason}\n")
 
         try:
             await self._runner.wait_running(str(handle), on_wait)
         except (ImagePullError, SpecError) as error:
             raise AgentConfigError(
                 f"The build in the cluster cannot start: {clause(error)}. Correct builder.kubernetes: its image, its"
-                " push_secret, or what its spec names."
+                " Secrets, or what its spec names."
             ) from error
 
-    async def _copy_log(self, handle: RunHandle, output: BuildOutput, log: LineSink) -> None:
-        """Log what the build says until it has ended; ask again after an error, which ends no build."""
+    async def _copy_log(self, handle: RunHandle, output: BuildOutput, log: LineSink) -> bool:
+        """Log what the build says until it has ended, and return whether that could be read; an error ends no build."""
         position, has_ended, is_told = None, False, False
         while True:
             try:
                 async with aclosing(self._runner.read_logs(handle.job, position)) as parts:  # type: ignore[type-var]
                     async for part in parts:
-                        output.take(_COLOURS.sub("", part.content.decode("utf-8", "replace")))
+                        output.take(_NOISE.sub("", part.content.decode("utf-8", "replace")))
                         position, is_told = part.position, False
-                return
+                return True
             except LaunchError as error:
                 if not is_told:
                     _logger.warning("the log of the build %s cannot be read: %s", self._plan.name, error)
@@ -314,7 +332,7 @@ class _ClusterBuild:
                 is_told = True
                 if not isinstance(error, UnreachableError):
                     if has_ended:
-                        return  # It was asked once more after the end.
+                        return False  # It was asked once more after the end.
                     job = await self._look(handle, log)
                     has_ended = job is None or job.status.state is RemoteState.ENDED
                 await asyncio.sleep(_AWAY_SECONDS)
@@ -360,8 +378,13 @@ class _ClusterBuild:
                 f"The program of builder.kubernetes.image ({self._settings.image!r}) cannot be run: {end.describe()}."
                 " Name an image whose entry point builds, as kaniko's does."
             )
-        if end.preempted or end.error:
+        if end.preempted or (end.error and not end.is_own_doing):
             return _LostBuildError(end.describe())
+        if output.is_refused and "push" not in output.error:
+            return AgentConfigError(
+                f"A registry does not let the build pull a base image: {clause(said)}. Name a Secret with a login that"
+                " may pull it, and nothing more, in builder.kubernetes.pull_secret: the Dockerfile's steps can read it."
+            )
         if output.is_refused:
             who = f"the Secret {self._settings.push_secret!r}" if self._settings.push_secret else "what the agent knows"
             return PushRefusedError(
@@ -396,14 +419,15 @@ class _Output(BuildOutput):
             self.step, self.error, self.is_refused = step["step"].strip(), "", False
         elif error := _ERROR.match(line):
             self.error = error[0]
-            self.is_refused = "push" in line and _REFUSED.search(line) is not None
+            self.is_refused = _REFUSED.search(line) is not None
 
 
 async def diagnose_builder(settings: BuilderSettings, home: Path) -> list[Finding]:
     """Look at what builds in a cluster need: its namespace, the agent's rights there, the Secret to push with."""
     own = settings.kubernetes
+    secrets = [one for one in (own.push_secret, own.pull_secret) if one is not None]
     runner = KubernetesRunner(home / _HOME)
     try:
-        return await runner.diagnose({**own.options, "image-pull-secret": [own.push_secret] if own.push_secret else []})
+        return await runner.diagnose({**own.options, "image-pull-secret": secrets})
     finally:
         await runner.aclose()

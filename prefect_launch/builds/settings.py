@@ -78,11 +78,16 @@ class ClusterSettings(BaseModel):
     unpack_image: str = Field(
         default="busybox:1.37", description="Has sh and cat; needed for a packed context above 1 MiB only."
     )
-    args: tuple[str, ...] = Field(default=(), description="More flags for that program, such as --cache=true.")
+    args: tuple[str, ...] = Field(default=(), description="More flags for the build, such as --build-arg=NAME=VALUE.")
     push_secret: str | None = Field(
         default=None,
         description="Secret of the type kubernetes.io/dockerconfigjson in the namespace; None: one is made of what the"
-        " agent knows itself for the registries, and goes with the build.",
+        " agent knows itself for the destination, and goes with the build.",
+    )
+    pull_secret: str | None = Field(
+        default=None,
+        description="Likewise, with a login for the base images, which the steps of a Dockerfile can read; None: one is"
+        " made of what the agent knows, without the login that pushes.",
     )
     timeout_seconds: float = Field(default=3600, gt=0, description="What a build may take, s; 'timeout: 1h' is fine.")
     options: dict[str, Any] = Field(default_factory=dict, description="Of the resource kubernetes, checked.")
@@ -94,7 +99,7 @@ class ClusterSettings(BaseModel):
             raise AgentConfigError(f"builder.kubernetes must be a mapping of settings, not {data!r}.")
         given = {key: value for key, value in data.items() if value is not None}
         given = {_OWN_NAMES.get(str(key).replace("-", "_"), key): value for key, value in given.items()}
-        own = {key: given.pop(key) for key in ("image", "unpack_image", "args", "push_secret") if key in given}
+        own = {key: given.pop(key) for key in _OWN_NAMES if key != "timeout" and key in given}
         own["timeout_seconds"] = _seconds(given.pop("timeout", given.pop("timeout_seconds", 3600)))
         options = {**given.pop("options", {}), **given}
         for name in ("image", "unpack_image"):
@@ -102,19 +107,19 @@ class ClusterSettings(BaseModel):
                 own[name] = _good_image(f"builder.kubernetes.{name}", own[name])
         return {**own, "options": _cluster_options(options)}
 
-    @field_validator("push_secret")
+    @field_validator("push_secret", "pull_secret")
     @classmethod
-    def _validate_name(cls, value: str | None) -> str | None:
+    def _validate_name(cls, value: str | None, info: Any) -> str | None:
         from prefect_launch.runners.remote.kubernetes.rules import check_object_name
 
         try:
-            return None if value is None else check_object_name("builder.kubernetes.push_secret", value)
+            return None if value is None else check_object_name(f"builder.kubernetes.{info.field_name}", value)
         except SpecError as error:
             raise AgentConfigError(str(error)) from None
 
 
 #: The keys that are not options of the resource; a dash is as good as an underscore.
-_OWN_NAMES: Final = {name: name for name in ("image", "unpack_image", "args", "push_secret", "timeout")}
+_OWN_NAMES: Final = {name: name for name in ("image", "unpack_image", "args", "push_secret", "pull_secret", "timeout")}
 
 
 def _seconds(value: Any) -> float:

@@ -10,19 +10,22 @@ import docker
 
 from tests.support.images import add_shell, add_text, as_root, ensure_image, shared_libraries
 
-BUILD_IMAGE = "launch-test/build:1"
+BUILD_IMAGE = "launch-test/build:2"
 _ENTRY = """\
 #!/bin/sh
-# kaniko's flags, by buildah: unpacks the context, builds, pushes, and writes the digest.
+# kaniko's flags, by buildah: unpacks the context and builds into a layout; pushes one, and writes the digest.
 set -eu
 labels=""
+action=build
+if [ "$1" = push ]; then action=push layout=$2; shift 2; fi
 for flag in "$@"; do
   value=${flag#*=}
   case "$flag" in
     --context=tar://*) context=${value#tar://} ;;
     --dockerfile=*) dockerfile=$value ;;
     --destination=*) destination=$value ;;
-    --digest-file=*) digest=$value ;;
+    --oci-layout-path=*) layout=$value ;;
+    --digest-file=*|--no-push) ;;
     --label=*) labels="$labels --label $value" ;;
     --insecure-registry=*|--skip-tls-verify-registry=*) ;;
     *) echo "error building image: unknown flag $flag"; exit 1 ;;
@@ -31,10 +34,15 @@ done
 export HOME=/root
 [ -z "${DOCKER_CONFIG:-}" ] || export REGISTRY_AUTH_FILE="$DOCKER_CONFIG/config.json"
 mkdir -p /build/context /var/tmp /run
+if [ $action = push ]; then
+  image=$(buildah --storage-driver vfs pull -q "oci:$layout:built")
+  exec buildah --storage-driver vfs push --tls-verify=false --digestfile "$LAUNCH_OUTPUT_DIR/outputs.json" "$image" \\
+    "docker://$destination" 2>&1
+fi
 tar -xzf "$context" -C /build/context
 buildah --storage-driver vfs build --isolation chroot --tls-verify=false --format docker --network host $labels \\
-  --tag "$destination" --file "/build/context/$dockerfile" /build/context 2>&1
-buildah --storage-driver vfs push --tls-verify=false --digestfile "$digest" "$destination" 2>&1
+  --tag built --file "/build/context/$dockerfile" /build/context 2>&1
+buildah --storage-driver vfs push built "oci:$layout:built" 2>&1
 """
 _POLICY = '{"default": [{"type": "insecureAcceptAnything"}]}'
 _REGISTRIES = 'unqualified-search-registries = ["docker.io"]\n'

@@ -15,6 +15,7 @@ import pytest
 from prefect.blocks.system import Secret
 
 from prefect_launch.core.states import StateType
+from prefect_launch.runners.remote.kubernetes.objects import docker_config_secret
 from tests.contract.kubernetes_api_contract import SECONDS, KubernetesApiContract
 from tests.support.agent_image import ensure_agent_image
 from tests.support.build_image import ensure_build_image
@@ -161,6 +162,7 @@ class ClusterBuilds:
 
     def __init__(self, node: KubernetesNode, registry: DockerRegistry, namespace: str, site: BuildSite) -> None:
         self.registry, self.namespace, self.site = registry, namespace, site
+        self.settings: dict[str, str] = {"pull_secret": "pull"}
         self.base = f"{registry.host}/base:1"
         login = {"username": USER, "password": PASSWORD}
         with node.client() as client:
@@ -179,7 +181,10 @@ class ClusterBuilds:
         pod = {"hostNetwork": True, "containers": [{"name": "build", "imagePullPolicy": "Never"}]}
         builder = {
             **{"type": "kubernetes", "destination": f"{self.registry.host}/team/built", "pip_config": "none"},
-            "kubernetes": {"image": self.image, "namespace": self.namespace, "spec": {"template": {"spec": pod}}},
+            "kubernetes": {
+                **{"image": self.image, "namespace": self.namespace, "spec": {"template": {"spec": pod}}},
+                **self.settings,
+            },
         }
         self.site.work_off(builder=builder)
         return run
@@ -205,6 +210,8 @@ def builds(
     monkeypatch.setenv("KUBECONFIG", str(kubernetes_cluster.kubeconfig))
     namespace = kubernetes_cluster.create_namespace()
     config = {"namespace": namespace, "node-registries": [registry.host]}
+    secret = docker_config_secret("pull", {registry.host: {"username": USER, "password": PASSWORD}})
+    kubernetes_cluster.apply({**secret, "metadata": {"name": "pull", "namespace": namespace}})
     site = BuildSite(prefect_server.api_url, tmp_path, unique.lower(), resource="kubernetes", config=config)
     yield ClusterBuilds(node, registry, namespace, site)
     kubernetes_cluster.remove_namespace(namespace)
@@ -231,6 +238,13 @@ def test_code_of_an_item_is_built_in_the_cluster_pushed_and_run_by_its_digest(
     for kind in ("jobs", "configmaps", "secrets"):
         names = [each["metadata"]["name"] for each in kubernetes_cluster.get(kind, "-n", builds.namespace)["items"]]
         assert [name for name in names if name.startswith("launch-")] == []
+
+
+def test_steps_of_a_build_in_the_cluster_do_not_find_the_login_that_pushes(builds: ClusterBuilds) -> None:
+    builds.settings = {}  # The one login of the registry is that which pushes, so the base image is out of reach.
+    run = builds.run(builds.job("RUN echo never run"))
+    assert run.item.state_name == "Failed", run.message
+    assert "authentication required" in run.message
 
 
 def test_build_in_the_cluster_that_fails_is_told_with_its_step_and_last_lines(builds: ClusterBuilds) -> None:

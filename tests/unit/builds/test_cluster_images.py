@@ -39,7 +39,7 @@ from prefect_launch.settings.agent_config import parse_agent_config
 from prefect_launch.spec.code_options import BuildRequest
 from prefect_launch.testing.api import InMemoryApi, InMemoryRegistry
 from tests.support.kubernetes_api import KubernetesApi, scripted_api
-from tests.support.kubernetes_pods import JOBS, JobPods
+from tests.support.kubernetes_pods import JOBS, PODS, JobPods
 from tests.support.kubernetes_store import Object
 
 LIMIT_SECONDS = 60.0
@@ -114,17 +114,40 @@ class Bench:
         pods = await self.job(but=but)
         pod = pods.create()
         pods.run()
+        self.say(pod, {"running": {}}, {"waiting": {"reason": "PodInitializing"}}, phase="Pending")
         self.api.log("default", pod, "build", *lines)
         return pods
 
-    def end(self, pods: JobPods, code: int = 0, message: str = DIGEST, **more: Any) -> None:
-        """Let the build end; one that succeeds has pushed its image."""
+    def say(self, pod: str, build: Object, push: Object, **more: Any) -> None:
+        """Say how the container that builds is, and the one that pushes."""
+        of = {"restartCount": 0, "image": "", "imageID": "", "ready": False}
+        status = {
+            "initContainerStatuses": [{**of, "name": "build", "state": build}],
+            "containerStatuses": [{**of, "name": "push", "state": push}],
+        }
+        self.api.store.patch(PODS, "default", pod, {"status": {**status, **more}})
+
+    def end(
+        self, pods: JobPods, code: int = 0, message: str = DIGEST, *, reason: str = "", is_built: bool = False
+    ) -> None:
+        """Let the build end, or its push; one that succeeds has pushed its image."""
+        failed = {"terminated": {"exitCode": code, "reason": reason or "Error"}}
+        built = {"terminated": {"exitCode": 0, "reason": "Completed", "message": message}}
+        done = {"terminated": {"exitCode": 0, "reason": "Completed"}}
+        waits = {"waiting": {"reason": "PodInitializing"}}
         if code == 0:
             (destination,) = [one for one in args_of(pods) if one.startswith("--destination=")]
             self.push(destination.partition("=")[2], message.strip())
         for pod in pods.pods:
-            self.api.end_log("default", pod["metadata"]["name"], "build")
-        pods.finish(code, message="" if code else message, **more)
+            name = pod["metadata"]["name"]
+            self.api.end_log("default", name, "build")
+            self.api.end_log("default", name, "push")
+            build, push = (built, done) if not code else (built, failed) if is_built else (failed, waits)
+            self.say(name, build, push, phase="Failed" if code else "Succeeded")
+        if code:
+            pods.fail("BackoffLimitExceeded", "Job has reached the specified backoff limit")
+        else:
+            pods.complete()
 
     def push(self, name: str, digest: str) -> None:
         """Have an image under its tag, and by its digest for ever."""
@@ -142,15 +165,23 @@ class Bench:
 
 async def kill(building: asyncio.Task[Any], bench: Bench) -> None:
     """End a build as `kill -9` of its agent does: nothing that it still says reaches the cluster."""
-    bench.api.answer("PATCH .*/jobs/", 401, "Unauthorized", "Unauthorized")
+    bench.api.answer("(PATCH|DELETE) .*/jobs/", 401, "Unauthorized", "Unauthorized", times=100)
     building.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(building, LIMIT_SECONDS)
+    bench.api.heal()
 
 
 def args_of(pods: JobPods) -> list[str]:
+    """Return what the container that pushes is told."""
     args: list[str] = pods.job["spec"]["template"]["spec"]["containers"][0]["args"]
     return args
+
+
+def building_of(pods: JobPods) -> Object:
+    """Return the container that builds."""
+    found: Object = pods.job["spec"]["template"]["spec"]["initContainers"][-1]
+    return found
 
 
 async def until(look: Callable[[], Any]) -> Any:
@@ -210,7 +241,7 @@ async def test_context_reaches_the_pod_in_a_config_map_that_goes_with_the_job(be
         assert archive.getnames() == ["Dockerfile", "main.py"]
     (volume,) = [one for one in pods.job["spec"]["template"]["spec"]["volumes"] if one["name"] == "launch-context"]
     assert volume["configMap"]["name"] == carried["metadata"]["name"]
-    assert "--dockerfile=Dockerfile" in args_of(pods)
+    assert "--dockerfile=Dockerfile" in building_of(pods)["args"]
     bench.end(pods)
     await asyncio.wait_for(building, LIMIT_SECONDS)
 
@@ -496,8 +527,36 @@ async def test_push_that_the_registry_denies_is_told_with_who_asked(bench: Bench
         ' correctly: checking push permission for "registry.example.com/team/built": UNAUTHORIZED: authentication'
     )
     pods = await bench.running(said)
-    bench.end(pods, 1)
+    bench.end(pods, 1, is_built=True)
     with pytest.raises(PushRefusedError, match=r"does not let the build push .*as the Secret 'wrong' says"):
+        await asyncio.wait_for(building, LIMIT_SECONDS)
+
+
+@pytest.mark.parametrize("settings", [{}, {"push_secret": "registry-push"}])
+async def test_login_that_pushes_is_not_in_the_container_that_runs_the_steps(
+    bench: Bench, settings: dict[str, str]
+) -> None:
+    building = asyncio.create_task(bench.builder(kubernetes=settings).ensure_image(bench.plan(), lambda text: None))
+    pods = await bench.running()
+    (push,) = pods.job["spec"]["template"]["spec"]["containers"]
+    build = building_of(pods)
+    assert "launch-push" in [one["name"] for one in push["volumeMounts"]]
+    assert {"launch-push", "launch-bases"}.isdisjoint(one["name"] for one in build["volumeMounts"])
+    assert "DOCKER_CONFIG" not in [one["name"] for one in build["env"]]
+    assert "--no-push" in build["args"]
+    bench.end(pods)
+    await asyncio.wait_for(building, LIMIT_SECONDS)
+
+
+async def test_base_image_is_pulled_with_the_login_that_the_owner_names_for_it(bench: Bench) -> None:
+    settings = {"pull_secret": "registry-pull"}
+    building = asyncio.create_task(bench.builder(kubernetes=settings).ensure_image(bench.plan(), lambda text: None))
+    pods = await bench.running("error building image: unable to complete operation: UNAUTHORIZED: access denied")
+    (volume,) = [one for one in pods.job["spec"]["template"]["spec"]["volumes"] if one["name"] == "launch-bases"]
+    assert volume["secret"]["secretName"] == "registry-pull"
+    assert "launch-bases" in [one["name"] for one in building_of(pods)["volumeMounts"]]
+    bench.end(pods, 1)
+    with pytest.raises(AgentConfigError, match=r"does not let the build pull .* builder\.kubernetes\.pull_secret"):
         await asyncio.wait_for(building, LIMIT_SECONDS)
 
 
@@ -517,19 +576,21 @@ async def test_build_runs_where_and_with_what_the_operator_says(bench: Bench) ->
     settings = {
         **{"cpus": 2, "memory": "4g", "node_selector": {"pool": "builds"}, "tolerations": ["gpu=yes:NoSchedule"]},
         **{"timeout": "10min", "image": "registry.example.com/kaniko:9", "args": ["--cache=true"]},
+        "env": {"HTTP_PROXY": "http://proxy.example.com"},
         "spec": {"template": {"spec": {"hostNetwork": True, "containers": [{"name": "build"}]}}},
     }
     building = asyncio.create_task(bench.builder(kubernetes=settings).ensure_image(bench.plan(), lambda text: None))
     pods = await bench.running()
     spec = pods.job["spec"]
     pod = spec["template"]["spec"]
-    (container,) = pod["containers"]
+    container = building_of(pods)
     assert spec["activeDeadlineSeconds"] == 600
     assert (pod["nodeSelector"], pod["hostNetwork"]) == ({"pool": "builds"}, True)
     assert pod["automountServiceAccountToken"] is False
     assert container["resources"]["limits"] == {"cpu": "2", "memory": "4Gi"}
     assert container["image"] == "registry.example.com/kaniko:9"
     assert container["args"][-1] == "--cache=true"
+    assert {"name": "HTTP_PROXY", "value": "http://proxy.example.com"} in container["env"]
     bench.end(pods)
     await asyncio.wait_for(building, LIMIT_SECONDS)
 
@@ -564,7 +625,7 @@ async def test_large_context_is_cut_and_put_together_again_in_the_pod(bench: Ben
     assert len(parts) == 3
     with tarfile.open(fileobj=io.BytesIO(b"".join(parts[key] for key in sorted(parts)))) as archive:
         assert archive.getnames() == ["Dockerfile", "main.py", "noise"]
-    (joiner,) = pods.job["spec"]["template"]["spec"]["initContainers"]
+    joiner, _ = pods.job["spec"]["template"]["spec"]["initContainers"]
     assert joiner["image"] == "busybox:1.37"
     building.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -472,12 +472,12 @@ class KubernetesRunner(RemoteRunner):
         return dict(found["metadata"].get("annotations") or {})
 
     def last_message(self, handle: str) -> str:
-        """Return what the last container of an ended job that was watched left in its termination message."""
+        """Return the last termination message that a container of an ended job that was watched has left."""
         run = self._run(KubernetesHandle.parse(handle))
         if run.job is None:
             return ""
-        ends = [end for pod in pods_of_claim(run.job.object, run.all_pods) for end in ends_of(pod) if not end.is_init]
-        return ends[-1].message if ends else ""
+        ends = [end for pod in pods_of_claim(run.job.object, run.all_pods) for end in ends_of(pod)]
+        return next((end.message for end in reversed(ends) if end.message), "")
 
     async def aclose(self) -> None:
         await super().aclose()
