@@ -293,21 +293,21 @@ async def run_to_end(api: Api, sweep_id: UUID, *, as_json: bool = False) -> int:
     from prefect_launch.sweeps.scheduler import Outcome
     from prefect_launch.sweeps.trial_log import describe_trial
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         typer.echo(printable(line), err=as_json)
 
-    tell(f"sweep: {sweep_id}")
-    tell(f"page:  {api.ui_url}/runs/flow-run/{sweep_id}")
-    end = await run_sweep(api, sweep_id, tell)
+    report(f"sweep: {sweep_id}")
+    report(f"page:  {api.ui_url}/runs/flow-run/{sweep_id}")
+    end = await run_sweep(api, sweep_id, report)
     async with api.open() as session:
-        report, _ = await read_now(session, sweep_id)
+        found, _ = await read_now(session, sweep_id)
     if as_json:
-        print_json({**report.summary(), "state": end.outcome.value, "message": end.message})
-    elif report.best is not None:
-        tell(f"best: {describe_trial(report.best, report.config)}")
+        print_json({**found.summary(), "state": end.outcome.value, "message": end.message})
+    elif found.best is not None:
+        report(f"best: {describe_trial(found.best, found.config)}")
     if end.outcome is Outcome.FAILED:
         raise ExecutionError(f"The sweep {sweep_id} failed: {end.message}")
-    tell(end.message)
+    report(end.message)
     return _INTERRUPTED if end.outcome is Outcome.STOPPED else 0
 
 
@@ -438,7 +438,7 @@ def pause(
 
     async def work(api: Api) -> Item:
         found = await api.acall(partial(find_sweep, given=sweep))
-        await pause_sweep(api, found.id, now=now, tell=lambda line: typer.echo(printable(line), err=json))
+        await pause_sweep(api, found.id, now=now, report=lambda line: typer.echo(printable(line), err=json))
         return found
 
     found = asyncio.run(work(connected()))

@@ -1,7 +1,7 @@
 """Axes of charts: where a value stands between the ends of an axis, and the marks on it.
 
 An axis is of numbers, linear or logarithmic, or of categories. What has no place on an axis, such as NaN or a text
-among numbers, is left out by whoever draws.
+among numbers, is left out by the chart.
 """
 
 from __future__ import annotations

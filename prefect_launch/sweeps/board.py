@@ -1,7 +1,7 @@
 """What a sweep shows on its page: a live table of its trials, and a report with charts; both are written in place.
 
 Writes are bounded, and come only when something has changed. A failure to draw or to write is logged once, and never
-hurts the sweep. A second scheduler, or the next one, goes on with the same artifacts: they are found by their keys.
+hurts the sweep. A second scheduler, or the next one, continues with the same artifacts: it finds them by their keys.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class SweepBoard:
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[None]:
-        """Write what `update` is given, beside what is done in the block."""
+        """Write what `update` is given, in parallel with the block."""
         async with supervised(lambda: None) as supervisor:
             supervisor.supervise(BackgroundTask("page of the sweep", self._follow, vital=False))
             yield
@@ -156,7 +156,7 @@ class SweepBoard:
                     await self._put(report_key(self._sweep_id), "markdown", lambda: _draw_report(report, self._ui_path))
         except (ServerUnavailableError, ServerFailedError):
             return False
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with the drawing, the trials go on
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the drawing, the trials continue
             if not self._has_failed:
                 self._has_failed = True
                 log.warning("sweep %s cannot be shown on its page: %r", self._sweep_id, error)

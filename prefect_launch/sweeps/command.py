@@ -92,7 +92,7 @@ _STYLES: Final[dict[ArgsStyle, Callable[[Mapping[str, Any]], list[str]]]] = {
 #: Macros that stand for one text, in a longer word too.
 _TEXTS: Final = {"env": "/usr/bin/env", "interpreter": "python"}
 _PROGRAM: Final = "program"
-#: Macros of W&B that need a file beside the job, and what to write in their place.
+#: Macros of W&B that need a file next to the job, and what to write in their place.
 _NEED_A_FILE: Final = {"args_json_file": "args_json", "args_dict": "args_json"}
 
 

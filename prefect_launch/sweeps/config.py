@@ -295,9 +295,7 @@ class SweepConfig(_Block):
 
     def _check_metric(self) -> None:
         if self.metrics is not None and (self.metric is not None or self.method != "custom"):
-            raise SpecError(
-                "The sweep configuration's metrics (several) need 'method: custom', and no 'metric' beside."
-            )
+            raise SpecError("The sweep configuration's metrics (several) need 'method: custom', and no 'metric'.")
         if self.objective is None and (self.method == "bayes" or self.early_terminate):
             who = "method bayes" if self.method == "bayes" else "early_terminate"
             raise SpecError(
@@ -407,8 +405,8 @@ def parse_sweep(data: object) -> SweepConfig:
         beside = ", ".join(str(key) for key in content if key != "sweep")
         if beside:
             raise SpecError(
-                f"The sweep configuration is under the key 'sweep', and has other keys beside it: {beside}. Move them"
-                " under it, or all of 'sweep' to the top."
+                f"The sweep configuration is under the key 'sweep', and there are other keys next to it: {beside}. Move"
+                " them under it, or all of 'sweep' to the top."
             )
         content = content["sweep"]
     if not isinstance(content, Mapping):

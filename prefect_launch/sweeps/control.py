@@ -42,11 +42,11 @@ _TRIES: Final = 5
 
 
 class ResumedBy(str, Enum):
-    """Who goes on with a sweep that was resumed."""
+    """Which process continues a resumed sweep."""
 
     #: The process that has run it all the time.
     PROCESS = "process"
-    #: Whoever takes it from its queue: an agent, or a Prefect worker.
+    #: The process that takes it from its queue: an agent, or a Prefect worker.
     QUEUE = "queue"
     #: Nobody yet: the caller, by `run_sweep`.
     CALLER = "caller"
@@ -55,7 +55,7 @@ class ResumedBy(str, Enum):
 async def _write(
     session: Session, sweep_id: UUID, stands: Callable[[Item], bool], write: Callable[[Item], Awaitable[None]]
 ) -> None:
-    """Write a request to a sweep, and see that it stands there beside those of others."""
+    """Write a request to a sweep, and check that it stands there next to those of others."""
     for _ in range(_TRIES):
         sweep = await read_sweep(session, sweep_id)
         if stands(sweep):
@@ -68,16 +68,16 @@ async def _write(
 
 
 async def pause_sweep(
-    api: Api, sweep_id: UUID, *, now: bool = False, tell: Callable[[str], None] = _logger.info
+    api: Api, sweep_id: UUID, *, now: bool = False, report: Callable[[str], None] = _logger.info
 ) -> None:
     """Pause a sweep: no new trial is queued, and those that wait in the queue are not started until it is resumed.
 
     Args:
         api: the Prefect server.
         sweep_id: its id.
-        now: stop its trials, too, and wait until they have stopped; they run again when it is resumed. Without it, what
-            runs goes on to its end.
-        tell: is told what becomes of its trials meanwhile, one line at a time.
+        now: stop its trials, too, and wait until they have stopped; they run again when it is resumed. Without it,
+            running trials finish.
+        report: is called with each line about its trials.
 
     Raises:
         LaunchError: when it has ended, is being stopped, or is just being started.
@@ -91,7 +91,7 @@ async def pause_sweep(
         else:
             raise LaunchError(f"The sweep {sweep_id} changes its state again and again. Pause it once more.")
         if now:
-            runner = SweepRunner(api, session, sweep_id, config_of(sweep), tell=tell, only_stops=True)
+            runner = SweepRunner(api, session, sweep_id, config_of(sweep), report=report, only_stops=True)
             await runner.run()
 
 
@@ -127,7 +127,7 @@ def _check_not_stopping(sweep: Item) -> None:
 async def resume_sweep(
     api: Api, sweep_id: UUID, given: Mapping[str, Any], *, answer_seconds: float = ANSWER_SECONDS
 ) -> ResumedBy:
-    """Let a sweep go on that is paused, or has ended, or whose process has died.
+    """Continue a sweep that is paused, or has ended, or whose process has died.
 
     Of one that runs, only the parameters are changed: its process reads them within seconds.
 
@@ -138,11 +138,11 @@ async def resume_sweep(
         answer_seconds: for how long the sweep's process may be silent until it is taken for dead.
 
     Returns:
-        Who goes on with it.
+        Which process continues it.
 
     Raises:
-        LaunchError: when the sweep cannot go on with these, or is being stopped; then it stays as it is. Also when its
-            scheduler on an agent does not act on it in time; then it stays on record.
+        LaunchError: when the sweep cannot continue with these, or is being stopped; then it stays as it is. Also when
+            its scheduler on an agent does not act on it in time; then it stays on record.
     """
     async with api.open() as session:
         before = await read_sweep(session, sweep_id)
@@ -259,7 +259,7 @@ class Retried:
 
     Attributes:
         numbers: of the trials that run again.
-        resumed_by: who goes on with the sweep, when it had ended or its process had died; else `None`.
+        resumed_by: which process continues the sweep, when it had ended or its process had died; else `None`.
     """
 
     numbers: tuple[int, ...]
@@ -272,7 +272,7 @@ async def retry_trials(
     """Let trials of a sweep run again: the same number and parameters, the next try.
 
     They go before new trials, and count as none. Those of a paused sweep run when it is resumed; a sweep that has ended
-    goes on, and so does one whose process has died. What was asked for already is not asked for twice.
+    continues, and so does one whose process has died. A trial that is requested already is not requested twice.
 
     Args:
         api: the Prefect server.
@@ -354,7 +354,7 @@ async def _write_retries(session: Session, sweep_id: UUID, wanted: RetryRequest)
 # --- stop ---
 
 
-async def stop_sweep(api: Api, sweep_id: UUID, tell: Callable[[str], None]) -> EndSweep:
+async def stop_sweep(api: Api, sweep_id: UUID, report: Callable[[str], None]) -> EndSweep:
     """Stop a sweep and its trials, whether a process runs it or not; wait until none of them waits or runs.
 
     Raises:
@@ -364,7 +364,7 @@ async def stop_sweep(api: Api, sweep_id: UUID, tell: Callable[[str], None]) -> E
         sweep = await read_sweep(session, sweep_id)
         if sweep.is_terminal and not (await read_trials(session.server, sweep_id, config_of(sweep))).history.open:
             raise LaunchError(f"The sweep {sweep_id} has ended already, as {sweep.state_name}: nothing to stop.")
-        runner = SweepRunner(api, session, sweep_id, config_of(sweep), tell=tell, only_stops=True)
+        runner = SweepRunner(api, session, sweep_id, config_of(sweep), report=report, only_stops=True)
         runner.stop()
         end = await runner.run()
         cancelled = State.of(ItemState.CANCELLED, end.message)

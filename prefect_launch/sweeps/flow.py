@@ -46,17 +46,17 @@ _STATES: Final[Mapping[Outcome, Callable[..., Any]]] = {
 Started = Callable[[SweepRunner], None]
 
 
-def sweep_flow(tell: Callable[[str], None] | None = None, started: Started | None = None) -> Flow[..., Any]:
+def sweep_flow(report: Callable[[str], None] | None = None, started: Started | None = None) -> Flow[..., Any]:
     """Return the flow `launch-sweep`.
 
     Args:
-        tell: is told of what happens, one line at a time, beside the flow run's log.
+        report: is called with each line about what happens; the flow run's log has them too.
         started: is given the scheduler.
     """
 
     @with_arguments_of(sweep_config)
     async def launch_sweep(arguments: Mapping[str, Any]) -> Any:
-        return await run_as_flow(sweep_config(**arguments), tell, started)
+        return await run_as_flow(sweep_config(**arguments), report, started)
 
     launch_sweep.__doc__ = sweep_config.__doc__  # Prefect reads the descriptions of a form's fields there.
     about = "Queues the trials of a sweep, until it ends."
@@ -64,13 +64,13 @@ def sweep_flow(tell: Callable[[str], None] | None = None, started: Started | Non
 
 
 async def run_as_flow(
-    config: SweepConfig, tell: Callable[[str], None] | None = None, started: Started | None = None
+    config: SweepConfig, report: Callable[[str], None] | None = None, started: Started | None = None
 ) -> State:
     """Run the sweep that the flow run around the call is.
 
     Args:
         config: of the sweep.
-        tell: as for `sweep_flow`.
+        report: as for `sweep_flow`.
         started: as for `sweep_flow`.
 
     Returns:
@@ -84,19 +84,19 @@ async def run_as_flow(
         raise LaunchError("A sweep is a flow run: call it in a flow.")
     logger = get_run_logger()
 
-    def told(line: str) -> None:
+    def report_line(line: str) -> None:
         logger.info(line)
-        if tell is not None:
-            tell(line)
+        if report is not None:
+            report(line)
 
     api = default_api()
     async with api.open() as session:
-        # Prior runs are the runner's to read: a sweep that has trials goes on when one of them was deleted.
+        # Prior runs are the runner's to read: a sweep that has trials continues when one of them was deleted.
         await check_sweep_request(api, session, config.without_prior_runs())
-        runner = SweepRunner(api, session, context.flow_run.id, config, tell=told)
+        runner = SweepRunner(api, session, context.flow_run.id, config, report=report_line)
         if started is not None:
             started(runner)
-        with _stopped_by_signals(runner, told):
+        with _stopped_by_signals(runner, report_line):
             end = await runner.run()
     if end.outcome is Outcome.PAUSED:
         raise Pause(end.message)  # As Prefect's own: this process ends, and the flow run stays in its state.
@@ -105,7 +105,7 @@ async def run_as_flow(
 
 
 @contextmanager
-def _stopped_by_signals(runner: SweepRunner, tell: Callable[[str], None]) -> Iterator[None]:
+def _stopped_by_signals(runner: SweepRunner, report: Callable[[str], None]) -> Iterator[None]:
     """Stop the sweep at the first signal inside the block; the second one ends the process."""
     loop = asyncio.get_running_loop()
     before = {}
@@ -114,7 +114,7 @@ def _stopped_by_signals(runner: SweepRunner, tell: Callable[[str], None]) -> Ite
         for each in _SIGNALS:
             loop.remove_signal_handler(each)
             signal.signal(each, signal.SIG_DFL)
-        tell("The sweep is being stopped, and its trials with it; once more, and this process ends without waiting.")
+        report("The sweep is being stopped, and its trials with it; once more, and this process ends without waiting.")
         runner.stop()
 
     # Another thread than the main one cannot handle signals.
@@ -172,14 +172,14 @@ def pinned_parameters(parameters: Mapping[str, Any], named: NamedJob) -> dict[st
 
 
 async def run_sweep(
-    api: Api, sweep_id: UUID, tell: Callable[[str], None] | None = None, started: Started | None = None
+    api: Api, sweep_id: UUID, report: Callable[[str], None] | None = None, started: Started | None = None
 ) -> EndSweep:
     """Run a sweep in this process, as a flow, until it ends.
 
     Args:
         api: the Prefect server.
         sweep_id: what `begin_sweep` returned, or `resume_sweep` was given.
-        tell: as for `sweep_flow`.
+        report: as for `sweep_flow`.
         started: as for `sweep_flow`.
 
     Raises:
@@ -188,7 +188,7 @@ async def run_sweep(
     async with api.open() as session:
         client = session.server.client
         flow_run = await client.read_flow_run(sweep_id)
-    flow = sweep_flow(tell, started)
+    flow = sweep_flow(report, started)
     try:
         state: Any = await run_flow_async(flow, flow_run=flow_run, parameters=flow_run.parameters, return_type="state")
     except Pause as paused:

@@ -24,7 +24,7 @@ class TrialState(str, Enum):
     FAILED = "failed"
     #: A person cancelled it, or the sweep ended.
     CANCELLED = "cancelled"
-    #: A pause of the sweep stopped it: it runs again when the sweep goes on.
+    #: A pause of the sweep stopped it: it runs again when the sweep continues.
     HELD = "held"
 
     @property

@@ -52,7 +52,7 @@ def trials_to_stop(rule: EarlyTerminate, metric: Metric, history: History) -> tu
 
 
 def _limit(rule: EarlyTerminate, band: int, scores: Sequence[Sequence[float]]) -> float:
-    """Return the worst score at a band with which a trial goes on."""
+    """Return the worst score at a band with which a trial continues."""
     reached = sorted(steps[band - 1] for steps in scores if len(steps) >= band)
     return reached[int(1 / rule.eta * len(reached))]
 

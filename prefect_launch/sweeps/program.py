@@ -1,8 +1,8 @@
 """Scheduler program of a sweep that is an item of a queue: `python -m prefect_launch.sweeps ID`.
 
 An agent runs it. It writes no end of the sweep to the server, since the agent that holds the item does that: how the
-sweep ended stands in a file among its outputs. SIGTERM, SIGINT and SIGHUP mean "leave": the trials go on, and whoever
-is next goes on with the sweep. Only when somebody has cancelled the sweep, its trials are stopped first.
+sweep ended stands in a file among its outputs. SIGTERM, SIGINT and SIGHUP mean "leave": the trials continue, and the
+next scheduler continues the sweep. Only when somebody has cancelled the sweep, its trials are stopped first.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from prefect_launch.client.api import Api
     from prefect_launch.queues.session import Session
 
-#: Exit code of a scheduler whose sweep goes on under another one (EX_TEMPFAIL).
+#: Exit code of a scheduler whose sweep another one continues (EX_TEMPFAIL).
 LEFT: Final = 75
 _END_FILE: Final = "sweep-end.json"
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -47,7 +47,7 @@ class SchedulerEnd(BaseModel):
     """How a scheduler has ended.
 
     Attributes:
-        outcome: of its sweep; `None`: the sweep has not ended, and this scheduler cannot go on with it here.
+        outcome: of its sweep; `None`: the sweep has not ended, and this scheduler cannot continue it here.
         message: why, for people.
     """
 
@@ -82,7 +82,7 @@ def read_end(folder: Path) -> SchedulerEnd | None:
 
 
 async def run_scheduler(
-    api: Api, sweep_id: UUID, leaving: asyncio.Event, tell: Callable[[str], None]
+    api: Api, sweep_id: UUID, leaving: asyncio.Event, report: Callable[[str], None]
 ) -> SchedulerEnd | None:
     """Run a sweep's scheduler until the sweep has ended, or this scheduler is to leave.
 
@@ -90,7 +90,7 @@ async def run_scheduler(
         api: the Prefect server.
         sweep_id: of the sweep.
         leaving: is set when it is to leave; a sweep that was cancelled is brought to its end first.
-        tell: is told of what happens, one line at a time.
+        report: is called with each line about what happens.
 
     Returns:
         How it ended; `None` when it has left.
@@ -99,11 +99,11 @@ async def run_scheduler(
         try:
             async with api.open() as session:
                 sweep = await read_sweep(session, sweep_id)
-                return await _run(_api_of(api, sweep), session, sweep, leaving, tell)
+                return await _run(_api_of(api, sweep), session, sweep, leaving, report)
         except (ServerUnavailableError, ServerFailedError) as error:
             if leaving.is_set():
                 return None
-            tell(f"The sweep waits for the Prefect server: {error}")
+            report(f"The sweep waits for the Prefect server: {error}")
             with anyio.move_on_after(_RECONNECT_SECONDS):
                 await leaving.wait()
         except AgentConfigError as error:  # Another agent's machine may have what is missing here.
@@ -119,15 +119,15 @@ def _api_of(api: Api, sweep: Item) -> Api:
 
 
 async def _run(
-    api: Api, session: Session, sweep: Item, leaving: asyncio.Event, tell: Callable[[str], None]
+    api: Api, session: Session, sweep: Item, leaving: asyncio.Event, report: Callable[[str], None]
 ) -> SchedulerEnd | None:
-    runner = SweepRunner(api, session, sweep.id, config_of(sweep), tell=tell)
+    runner = SweepRunner(api, session, sweep.id, config_of(sweep), report=report)
     async with racing(runner.run(), leaving) as work:
         if not work.done():
             if not await _is_cancelled(session, sweep.id):
-                tell("This scheduler leaves; the trials go on.")
+                report("This scheduler leaves; the trials continue.")
                 return None
-            tell("The sweep was cancelled: its trials are stopped.")
+            report("The sweep was cancelled: its trials are stopped.")
             runner.stop()
         end = await work
         # A sweep that is paused goes back into its queue when it is resumed.

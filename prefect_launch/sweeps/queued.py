@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prefect_launch.client.api import Api
     from prefect_launch.queues.session import Session
 
-#: A limit of items in work counts the scheduler too.
+#: A limit of active items counts the scheduler too.
 _LEAST_LIMIT: Final = 2
 
 
@@ -41,7 +41,7 @@ async def queue_sweep(api: Api, parameters: Mapping[str, Any]) -> UUID:
 
     Raises:
         LaunchError: as `check_sweep_request` does; then nothing was made.
-        QueueError: when the queue's limit leaves no place for a trial beside the scheduler.
+        QueueError: when the queue's limit leaves no place for a trial next to the scheduler.
     """
     config = sweep_config(**parameters)
     async with api.open() as session:
@@ -99,11 +99,11 @@ def _schema() -> dict[str, Any]:
 
 
 async def _check_limit(session: Session, queue: str) -> None:
-    """Refuse a queue whose limit the scheduler alone would use up: no trial would ever run beside it."""
+    """Refuse a queue whose limit the scheduler alone would use up: no trial could ever run."""
     limit = (await session.pool(queue)).concurrency_limit
     if limit is not None and limit < _LEAST_LIMIT:
         raise QueueError(
-            f"The queue {queue!r} has a limit of {limit} items in work, and a sweep's scheduler is one of them: no"
+            f"The queue {queue!r} has a limit of {limit} active items, and a sweep's scheduler is one of them: no"
             f" trial would ever run. Raise the limit to {_LEAST_LIMIT} or more, or run the sweep from here:"
             " 'prefect-launch sweep run'."
         )

@@ -25,7 +25,7 @@ from prefect_launch.sweeps.importance import Importances, measure_importance
 from prefect_launch.sweeps.trial_items import SweepTrials
 from prefect_launch.sweeps.trial_table import MAX_CHARS, MAX_PARAMS, counts_in_words, flat_params, trial_table
 
-#: Trials in the table of the Markdown report; the live table beside it has more.
+#: Trials in the table of the Markdown report; the live table next to it has more.
 _MARKDOWN_ROWS: Final = 10
 #: Columns of parameters there, those of the most important ones: the newer UI has no room for more.
 _MARKDOWN_PARAMS: Final = 5

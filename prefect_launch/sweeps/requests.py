@@ -19,7 +19,7 @@ from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.values import Item, State
 
 _PAUSED: Final = "Paused"
-#: Prefect's name of a pause in which the flow run's process leaves; it goes on as a run of its deployment.
+#: Prefect's name of a pause in which the flow run's process leaves; it continues as a run of its deployment.
 _SUSPENDED: Final = "Suspended"
 
 
@@ -28,7 +28,7 @@ class PauseRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    now: bool = Field(default=False, description="Its trials are stopped, and run again when the sweep goes on.")
+    now: bool = Field(default=False, description="Its trials are stopped, and run again when the sweep continues.")
 
     @classmethod
     def of(cls, sweep: Item) -> Self:
@@ -40,9 +40,7 @@ class PauseRequest(BaseModel):
 
     def state(self, sweep: Item) -> State:
         """Return the state of a sweep that is paused so."""
-        what = (
-            "its trials are stopped, and run again" if self.now else "what runs goes on to its end, and the rest runs"
-        )
+        what = "its trials are stopped, and run again" if self.now else "running trials finish, and the rest runs"
         returns = sweep.deployment_id is not None
         return State(
             type=StateType.PAUSED,
@@ -139,9 +137,9 @@ class SchedulerProcess(_Label):
 def message_of(sweep: Item) -> str:
     """Return the message of a sweep's state; of one that runs no more, as its process has died, what to do about it."""
     process, began = SchedulerProcess.read(sweep), sweep.state.timestamp if sweep.state else None
-    # One that another process goes on with has become Running since.
+    # One that another process continues has become Running since.
     if sweep.state_type is StateType.RUNNING and process and process.seen == began and process.has_died:
-        return f"Its process is gone. 'prefect-launch sweep resume {short_id(sweep.id)}' goes on with it."
+        return f"Its process is gone. 'prefect-launch sweep resume {short_id(sweep.id)}' continues it."
     return sweep.message
 
 

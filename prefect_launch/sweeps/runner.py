@@ -1,7 +1,7 @@
 """Scheduler process of a sweep: it reads the sweep's items, decides, queues and stops trials, until the sweep ends.
 
 It keeps nothing that counts. It can be killed at any point and started again, here or elsewhere, and two at once harm
-nothing: the server makes one item for each try of a trial, whoever asks for it.
+nothing: the server makes one item for each try of a trial, however often it is asked.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class SweepRunner:
         session: an open connection.
         sweep_id: id of the sweep's flow run.
         config: the sweep's configuration.
-        tell: is told of what happens, one line at a time.
+        report: is called with each line about what happens.
         look_seconds: how often the items are read when no event comes.
         only_stops: queue nothing, and need no sampler: stop the trials of a sweep that is paused, and leave then, or of
             one that `stop` ends.
@@ -92,7 +92,7 @@ class SweepRunner:
         sweep_id: UUID,
         config: SweepConfig,
         *,
-        tell: Callable[[str], None] = _logger.info,
+        report: Callable[[str], None] = _logger.info,
         look_seconds: float = LOOK_SECONDS,
         only_stops: bool = False,
     ) -> None:
@@ -100,7 +100,7 @@ class SweepRunner:
         self._session = session
         self._sweep_id = sweep_id
         self._config = config
-        self._tell = tell
+        self._report = report
         self._look_seconds = look_seconds
         self._only_stops = only_stops
         self._sampler = None if only_stops else make_sampler(config, str(sweep_id))
@@ -112,11 +112,11 @@ class SweepRunner:
         self._parameters: Mapping[str, Any] | None = None
         #: What the sweep's label says, and the newest list of items was asked for after that.
         self._made = 0
-        # For speed, and for what is told; nothing of it decides.
+        # For speed, and for the report lines; no decision depends on it.
         self._seen: datetime | None = None
         self._is_paused = False
         self._prior: tuple[Trial, ...] | None = None
-        self._trial_log = TrialLog(tell)
+        self._trial_log = TrialLog(report)
         self._reader = TrialReader(session.server, sweep_id, whole_seconds=WHOLE_SECONDS)
         self._queue = TrialQueue(api, session, sweep_id, config)
 
@@ -143,7 +143,7 @@ class SweepRunner:
             return end
 
     def _follow_parameters(self, sweep: Item) -> None:
-        """Go on with the sweep's parameters when they have changed: a person has resumed it with others."""
+        """Use the sweep's new parameters when they have changed: a person has resumed it with others."""
         if sweep.parameters == self._parameters or self._only_stops:
             return
         self._parameters = sweep.parameters
@@ -153,13 +153,13 @@ class SweepRunner:
                 return
             sampler = make_sampler(config, str(self._sweep_id))
         except (LaunchError, TypeError) as error:
-            self._tell(f"The sweep goes on as before, for its new parameters are refused: {error}")
+            self._report(f"The sweep continues as before, for its new parameters are refused: {error}")
             return
         self._config, self._sampler, self._prior = config, sampler, None
         self._queue = TrialQueue(self._api, self._session, self._sweep_id, config)
         self._board.follow(config)
         cap = "no limit" if config.run_cap is None else f"{config.run_cap:,}"
-        self._tell(f"The sweep has new parameters. Workers: {config.scheduler.num_workers}; trials at most: {cap}.")
+        self._report(f"The sweep has new parameters. Workers: {config.scheduler.num_workers}; trials at most: {cap}.")
 
     async def _until_end(self) -> EndSweep:
         while True:
@@ -167,7 +167,7 @@ class SweepRunner:
             try:
                 end = await self._step()
             except (ServerUnavailableError, ServerFailedError) as error:
-                self._tell(f"The sweep waits for the Prefect server: {error}")
+                self._report(f"The sweep waits for the Prefect server: {error}")
                 await anyio.sleep(min(_AWAY_SECONDS, self._look_seconds))
                 continue
             if end is not None:
@@ -256,7 +256,7 @@ class SweepRunner:
             raise
         except LaunchError as error:
             self._failure = error
-            self._tell(f"The sweep fails, and its trials are stopped: {error}")
+            self._report(f"The sweep fails, and its trials are stopped: {error}")
             self._wake.now()
             return None
 
@@ -270,7 +270,7 @@ class SweepRunner:
                 self._prior = ()
                 if not history.trials:
                     raise
-                self._tell(f"The sweep goes on without its prior runs: {error}")
+                self._report(f"The sweep continues without its prior runs: {error}")
         return replace(history, prior=self._prior)
 
     async def _command(self, sweep: Item | None) -> Command:
@@ -285,7 +285,7 @@ class SweepRunner:
         await (self._keep_paused(sweep) if sweep.state_type is StateType.PAUSED else self._answer(sweep))
         if self._is_paused is not (sweep.state_type is StateType.PAUSED):
             self._is_paused = not self._is_paused
-            self._tell(sweep.message or "The sweep is paused." if self._is_paused else "The sweep goes on.")
+            self._report(sweep.message or "The sweep is paused." if self._is_paused else "The sweep continues.")
         if sweep.state_type is not StateType.PAUSED:
             return Command.RUN
         return Command.PAUSE if PauseRequest.of(sweep).now else Command.DRAIN
@@ -302,7 +302,7 @@ class SweepRunner:
             await self._session.server.propose(self._sweep_id, wanted, force=True)
 
     async def _answer(self, sweep: Item) -> None:
-        """Say that this process runs the sweep, and has seen that it is to go on."""
+        """Say that this process runs the sweep, and has seen that it is to continue."""
         running = sweep.state.timestamp if sweep.state and sweep.state_type is StateType.RUNNING else None
         if running is None or running == self._seen or sweep.deployment_id is not None or self._only_stops:
             return
@@ -315,7 +315,7 @@ class SweepRunner:
             return False
         if command is Command.PAUSE and history.open:
             return False
-        # A run of a deployment goes on as another run of it: an agent or a worker keeps no place for it meanwhile.
+        # A run of a deployment continues as another run of it: no agent or worker keeps a place for it meanwhile.
         return self._only_stops or (sweep is not None and sweep.deployment_id is not None)
 
     def _decide(self, history: History, control: Control) -> tuple[Action, ...]:

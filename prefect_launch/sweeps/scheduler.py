@@ -30,9 +30,9 @@ class Command(str, Enum):
     """What a person wants of a sweep."""
 
     RUN = "run"
-    #: No new trials; those that are queued or run go on to their end.
+    #: No new trials; those that are queued or run finish.
     DRAIN = "drain"
-    #: No new trials; those that are queued or run are stopped, and run again when the sweep goes on.
+    #: No new trials; those that are queued or run are stopped, and run again when the sweep continues.
     PAUSE = "pause"
     #: All trials are stopped, and the sweep ends.
     STOP = "stop"
@@ -61,7 +61,7 @@ class Outcome(str, Enum):
     FINISHED = "finished"
     FAILED = "failed"
     STOPPED = "stopped"
-    #: It has not ended: it goes on in another process when it is resumed.
+    #: It has not ended: it continues in another process when it is resumed.
     PAUSED = "paused"
 
 
@@ -141,7 +141,7 @@ def decide(config: SweepConfig, history: History, control: Control, ask: Ask) ->
 
 
 def reason_to_end(config: SweepConfig, history: History, control: Control) -> EndSweep | None:
-    """Return how a sweep ends now, whatever is still to be tried; `None` when it goes on.
+    """Return how a sweep ends now, whatever is still to be tried; `None` when it continues.
 
     Args:
         config: the sweep's configuration.

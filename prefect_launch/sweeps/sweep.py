@@ -60,11 +60,11 @@ def sweep(
     entity: str | None = None,
     on_agent: bool = False,
 ) -> Sweep:
-    """Begin a sweep, and return as soon as it has begun. What is given beside the config wins over it.
+    """Begin a sweep, and return as soon as it has begun. Arguments win over the config.
 
     This process queues its trials in the background, and waits for its end at its own exit, as a flow does at its end;
     when it is interrupted (SIGINT, SIGTERM), or its flow is cancelled, it stops the sweep with its trials first. Called
-    in a flow, the sweep is a subflow of it; a retry of the flow goes on with it, and runs none of its trials again.
+    in a flow, the sweep is a subflow of it; a retry of the flow continues it, and runs none of its trials again.
 
     Args:
         config: the content of a sweep file, or the path of one.
@@ -116,7 +116,7 @@ async def asweep(arguments: Mapping[str, Any]) -> Sweep:
 
 
 async def _run_here(api: Api, sweep_id: UUID) -> None:
-    """Run a sweep in the background of this process, unless it has ended well, or goes on already."""
+    """Run a sweep in the background of this process, unless it has ended well, or runs already."""
     async with api.open() as session:
         state = (await read_sweep(session, sweep_id)).state_type
     if state is StateType.PENDING:
@@ -222,7 +222,7 @@ class Sweep(ItemHandle):
         api = default_api()
         return cls(api, await api.acall(lambda session: find_sweep(session, sweep)))
 
-    # --- what it tells ---
+    # --- what it shows ---
 
     async def _item(self, session: Session) -> Item:
         return await read_sweep(session, self._id)
@@ -265,7 +265,7 @@ class Sweep(ItemHandle):
     # --- until it ends ---
 
     def wait(self, timeout: float | None = None) -> Sweep:
-        """Wait until it has ended, with none of its trials waiting or running; a paused one goes on waiting.
+        """Wait until it has ended, with none of its trials waiting or running; for a paused one it keeps waiting.
 
         Args:
             timeout: in seconds; `None` waits as long as it takes.
@@ -275,7 +275,7 @@ class Sweep(ItemHandle):
 
         Raises:
             ExecutionError: when it failed, or was stopped; with the reason.
-            TimeoutError: when it has not ended in time; it goes on.
+            TimeoutError: when it has not ended in time; it continues.
         """
         return self._api.call(lambda session: self._wait(session, timeout))
 
@@ -318,9 +318,9 @@ class Sweep(ItemHandle):
         await pause_sweep(self._api, self._id, now=now)
 
     def resume(self, num_workers: int | None = None, run_cap: int | None = None) -> None:
-        """Let it go on, when it is paused or has ended, or the process that ran it has died.
+        """Continue it, when it is paused or has ended, or the process that ran it has died.
 
-        It goes on in the process that runs it, or as an item of its queue; without either, in the background of this
+        It continues in the process that runs it, or as an item of its queue; without either, in the background of this
         process.
 
         Args:
@@ -328,7 +328,7 @@ class Sweep(ItemHandle):
             run_cap: the most trials from now on, those that it has had included.
 
         Raises:
-            LaunchError: when it cannot go on with these, or is being stopped; then it stays as it is. Also when its
+            LaunchError: when it cannot continue with these, or is being stopped; then it stays as it is. Also when its
                 scheduler on an agent does not act on it within 12 s; then it stays on record.
         """
         follower().end_runs_at_sigterm()  # In the program's own thread, which the coroutine may not run in.
@@ -341,7 +341,7 @@ class Sweep(ItemHandle):
     def retry(self, trials: Collection[int] | None = None) -> list[int]:
         """Run trials again that failed, under the same numbers and with the same parameters; they count as no new ones.
 
-        Those of a paused sweep run when it is resumed. A sweep that has ended goes on, as after `resume`.
+        Those of a paused sweep run when it is resumed. A sweep that has ended continues, as after `resume`.
 
         Args:
             trials: numbers of trials that failed or were cancelled; by default all that failed.

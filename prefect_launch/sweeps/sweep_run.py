@@ -31,7 +31,7 @@ def sweep_config(
     project: str | None = None,
     entity: str | None = None,
 ) -> SweepConfig:
-    """Return the configuration that a sweep's flow run has: what is given beside the file wins over it.
+    """Return the configuration that a sweep's flow run has: options given with the file win over it.
 
     Its arguments are the parameters of the flow run, and the form of its deployment.
 

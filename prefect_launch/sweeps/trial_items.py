@@ -125,7 +125,7 @@ def _source(config: SweepConfig) -> dict[str, Any]:
     return {"docker": {"docker_image": config.image_uri}} if config.image_uri is not None else {}
 
 
-# --- the history that the items tell ---
+# --- the history of the items ---
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ class TrialLog:
     """Tells of the trials of one sweep.
 
     Args:
-        tell: is told one line at a time.
+        report: is called with each line.
     """
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
         self._shown: dict[int, Trial] | None = None
         self._has_told_why = False
 
@@ -36,18 +36,18 @@ class TrialLog:
         now = {trial.number: replace(trial, steps=()) for trial in trials.history.trials}
         if self._shown is None and now:
             counted = ", ".join(f"{count} {state.value}" for state, count in trials.counts.items())
-            self._tell(f"The sweep has {len(now)} trials: {counted}.")
+            self._report(f"The sweep has {len(now)} trials: {counted}.")
         elif self._shown is not None:
             for number, trial in now.items():
                 was = self._shown.get(number)
                 if was is None or (was.state, was.tries) != (trial.state, trial.tries):
-                    self._tell(describe_trial(trial, config))
+                    self._report(describe_trial(trial, config))
         self._shown = now
         waiting = (one.item for number, one in trials.items.items() if now[number].state is TrialState.WAITING)
         why = next((item.message for item in waiting if item.message), None)
         if why and not self._has_told_why:
             # Its queue said so as it was made: it is paused, or no agent is online.
-            self._tell(why)
+            self._report(why)
             self._has_told_why = True
 
 

@@ -53,7 +53,7 @@ class Wake:
         self._woken.set()
 
     def begin_look(self) -> None:
-        """Note that a look begins: it sees all that has been told so far and is committed."""
+        """Note that a look begins: it sees every change that is reported and committed by now."""
         self._woken.clear()
         if self._timer is not None:
             self._timer.cancel()

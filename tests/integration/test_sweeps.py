@@ -151,7 +151,7 @@ def test_pause_resume_and_cancel_of_prefects_ui_and_client_do_what_the_commands_
         until(lambda: state_of(site, sweep_id) == "Paused")
         with get_client(sync_client=True) as client:
             assert client.resume_flow_run(sweep_id).status is SetStateStatus.ACCEPT
-        told("The sweep goes on.")
+        told("The sweep continues.")
         asyncio.run(pause_sweep(site.api, sweep_id, now=True))
         told("trial 1 held")
         assert {run.state for run in site.api.items(queue=unique)} == {"cancelled"}

@@ -60,7 +60,7 @@ class Sweep:
     def scheduler(self, **given: Any) -> SweepRunner:
         """A scheduler, with options that win over the sweep's own."""
         config = sweep_config(**{**self.parameters, **given})
-        return SweepRunner(self.api, self.session, self.id, config, tell=self.told.append, look_seconds=0.01)
+        return SweepRunner(self.api, self.session, self.id, config, report=self.told.append, look_seconds=0.01)
 
     async def run(self, **given: Any) -> EndSweep:
         """Run a scheduler to the end of the sweep, with options that become the sweep's own."""

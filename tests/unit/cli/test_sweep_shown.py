@@ -90,7 +90,7 @@ def test_sweep_whose_process_has_died_is_shown_with_the_command_that_goes_on_wit
     def sweep_says() -> str:
         return str(json.loads(sweep("show", "mine", "--json").stdout)["message"])
 
-    hint = f"Its process is gone. 'prefect-launch sweep resume {asyncio.run(die())[-8:]}' goes on with it."
+    hint = f"Its process is gone. 'prefect-launch sweep resume {asyncio.run(die())[-8:]}' continues it."
     assert sweep_says() == hint
     assert hint in sweep("show", "mine").stdout
     assert hint in sweep("list").stdout

@@ -114,7 +114,7 @@ async def test_pause_that_stops_the_trials_works_when_the_process_has_died(job_a
 async def test_pause_becomes_one_that_stops_the_trials_and_not_the_other_way_round(job_api: InMemoryApi) -> None:
     async with opened(job_api) as sweep, running(sweep):
         await pause_sweep(job_api, sweep.id)
-        await sweep.until_told("what runs goes on to its end")
+        await sweep.until_told("running trials finish")
         assert len(await open_items(sweep)) == 2
         await asyncio.wait_for(pause_sweep(job_api, sweep.id, now=True), PATIENCE_SECONDS)
         await pause_sweep(job_api, sweep.id)
@@ -191,7 +191,7 @@ async def test_parameters_that_are_refused_leave_a_sweep_as_it_is(job_api: InMem
         assert (after.parameters, after.state_type) == (before, StateType.PAUSED)
         # Edited by hand, past all checks.
         await job_api.server.replace_parameters(sweep.id, {**before, "run_cap": -1})
-        await sweep.until_told("The sweep goes on as before, for its new parameters are refused")
+        await sweep.until_told("The sweep continues as before, for its new parameters are refused")
 
 
 async def test_process_that_has_died_is_known_and_not_waited_for(job_api: InMemoryApi) -> None:

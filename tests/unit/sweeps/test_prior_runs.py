@@ -108,7 +108,7 @@ async def test_sweep_that_has_begun_goes_on_when_a_prior_run_was_deleted(job_api
         await sweep.enter(ItemState.RUNNING)
         async with sweep.agent():
             assert (await sweep.run()).outcome is Outcome.FINISHED
-        assert any("goes on without its prior runs" in line for line in sweep.told)
+        assert any("continues without its prior runs" in line for line in sweep.told)
 
 
 async def test_sweep_whose_prior_run_is_gone_before_its_first_trial_fails_and_says_so(job_api: InMemoryApi) -> None:

@@ -85,7 +85,7 @@ async def test_wrong_sweep_leaves_nothing_behind(job_api: InMemoryApi, wrong: di
 
 async def test_queue_whose_limit_the_scheduler_would_use_up_is_refused(job_api: InMemoryApi) -> None:
     await job_api.server.update_pool("cpu", concurrency_limit=1)
-    with pytest.raises(QueueError, match="has a limit of 1 items in work, and a sweep's scheduler is one of them"):
+    with pytest.raises(QueueError, match="has a limit of 1 active items, and a sweep's scheduler is one of them"):
         await queue_sweep(job_api, given())
     assert await job_api.server.list_items() == []
     await job_api.server.update_pool("cpu", concurrency_limit=2)
