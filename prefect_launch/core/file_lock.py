@@ -8,29 +8,38 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
 import anyio
+from anyio import to_thread
+
+from prefect_launch.core.cancellation import finished
 
 _POLL_SECONDS: Final = 0.1
 
 
 @asynccontextmanager
-async def locked(file: Path, *, shared: bool = False) -> AsyncIterator[int]:
-    """Hold a lock. Waiting for it takes no thread, and can be cancelled.
+async def locked(
+    file: Path, *, shared: bool = False, on_wait: Callable[[], object] = lambda: None
+) -> AsyncIterator[int]:
+    """Hold a lock. Waiting for it holds no thread, and can be cancelled.
 
     Args:
         file: the lock file; it is created, and stays.
         shared: let others that ask for it `shared` hold it too.
+        on_wait: is called when somebody else holds it, again and again.
 
     Yields:
         The descriptor: a process that inherits it holds the lock too, until it ends.
     """
-    with _opened(file) as descriptor:
-        while not _take(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):  # noqa: ASYNC110 - the holder is another process
+    with ExitStack() as held:
+        descriptor = await finished(to_thread.run_sync(held.enter_context, _opened(file)))
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        while not await finished(to_thread.run_sync(_take, descriptor, kind)):
+            on_wait()
             await anyio.sleep(_POLL_SECONDS)
         yield descriptor
 

@@ -133,7 +133,7 @@ class Environments:
         command = ("venv", "--quiet", "--no-project", "--no-config", "--python", spec.python.executable, str(path))
         if output := await _uv(command, self.folder):
             raise _machine_fault(output)
-        code.mkdir()
+        await anyio.Path(code).mkdir()
         await anyio.to_thread.run_sync(stage, requirements, spec.code_dir, code)
         install = ("pip", "install", "--quiet", "--python", str(path / "bin" / "python"))
         environment = {**requirements.build_variables, **spec.variables}
@@ -149,10 +149,11 @@ class Environments:
                 raise _machine_fault(output)
             if output:
                 reason = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith("hint:")]
-                (path / _WARNING).write_text(f"{PROJECT_LEFT_OUT} uv says: {reason[-1]}\n", encoding="utf-8")
+                warning = f"{PROJECT_LEFT_OUT} uv says: {reason[-1]}\n"
+                await anyio.Path(path / _WARNING).write_text(warning, encoding="utf-8")
         if not requirements.keeps_code:
             await anyio.to_thread.run_sync(remove_tree, code)
-        (path / READY).touch()
+        await anyio.Path(path / READY).touch()
 
 
 @dataclass(frozen=True)
@@ -204,9 +205,8 @@ def _own_python() -> _Python:
 
 async def _find_python(version: str) -> _Python:
     own = _own_python()
-    process = await run_command(
-        [uv_program(), "python", "find", "--no-project", "--system", version], env=uv_environment()
-    )
+    environment = await anyio.to_thread.run_sync(uv_environment)
+    process = await run_command([uv_program(), "python", "find", "--no-project", "--system", version], env=environment)
     found = process.stdout.decode(errors="replace").strip()
     if process.returncode == 0 and found:
         return _Python(found, version)
@@ -220,9 +220,8 @@ async def _find_python(version: str) -> _Python:
 async def _uv(arguments: tuple[str, ...], cwd: Path, variables: Mapping[str, str] | None = None) -> str:
     """Run uv; return its output when it fails, else an empty text. Cancelling ends the command too."""
     own = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
-    process = await run_command(
-        [uv_program(), *arguments], stderr=subprocess.STDOUT, cwd=cwd, env={**uv_environment(own), **(variables or {})}
-    )
+    environment = {**await anyio.to_thread.run_sync(uv_environment, own), **(variables or {})}
+    process = await run_command([uv_program(), *arguments], stderr=subprocess.STDOUT, cwd=cwd, env=environment)
     output = process.stdout.decode(errors="replace").strip()
     return "" if process.returncode == 0 else output or f"nothing (exit code {process.returncode})"
 

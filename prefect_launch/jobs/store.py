@@ -227,7 +227,7 @@ class StoredFiles:
         Raises:
             InfrastructureError: when the storage fails.
         """
-        before = _count(folder)
+        before = await to_thread.run_sync(_count, folder)
         if isinstance(self._storage, RemoteFileSystem):
             # fsspec remembers listings for the life of the process; another process may have written since.
             await to_thread.run_sync(self._storage.filesystem.invalidate_cache)
@@ -237,7 +237,7 @@ class StoredFiles:
             await self._call(
                 "read", path, partial(self._storage.get_directory, from_path=self._at(path), local_path=str(folder))
             )
-        return _count(folder) > before
+        return await to_thread.run_sync(_count, folder) > before
 
     def _at(self, path: str) -> str:
         return f"{self._prefix}/{path}" if self._prefix else path

@@ -126,7 +126,7 @@ async def list_submodules(git: Git, folder: Path, remote: str) -> list[Submodule
     Raises:
         SourceError: when one has no address.
     """
-    if not (folder / ".gitmodules").is_file():
+    if not await anyio.Path(folder / ".gitmodules").is_file():
         return []
     commits = {
         path: about.split(" ")[2]
@@ -174,15 +174,16 @@ async def reject_links_outside(folder: Path, remote: str) -> None:
     Raises:
         SourceError: naming the link.
     """
-    link = await to_thread.run_sync(_leaving_link, folder)
-    if link is not None:
+    found = await to_thread.run_sync(_leaving_link, folder)
+    if found is not None:
+        link, target = found
         raise SourceError(
-            f"The link {link} in {remote} leads out of the repository, to {os.readlink(folder / link)!r}. Put what it"
+            f"The link {link} in {remote} leads out of the repository, to {target!r}. Put what it"
             " points to into the repository, or take the link out."
         )
 
 
-def _leaving_link(folder: Path) -> str | None:
+def _leaving_link(folder: Path) -> tuple[str, str] | None:
     root = os.path.realpath(folder)
     for place, folders, files in walk(folder):
         if place == str(folder) and ".git" in folders:
@@ -193,5 +194,5 @@ def _leaving_link(folder: Path) -> str | None:
                 continue
             target = os.path.realpath(path)
             if os.path.isabs(os.readlink(path)) or not (target == root or target.startswith(f"{root}{os.sep}")):
-                return os.path.relpath(path, folder)
+                return os.path.relpath(path, folder), os.readlink(path)
     return None

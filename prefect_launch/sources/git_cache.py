@@ -56,7 +56,7 @@ class GitCache:
         """
         cached = self.path_of(remote)
         async with locked(cached.with_name(f"{cached.name}.lock")) as lock:
-            was_there = cached.exists()
+            was_there = await to_thread.run_sync(cached.exists)
             try:
                 await self._update(cached, remote, commit, lock)
                 await self._take(cached, commit, folder)

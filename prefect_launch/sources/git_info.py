@@ -145,13 +145,14 @@ async def _contents(git: Git, remote: str, commit: str, folder: Path, wanted: Ma
     if not wanted:
         return {}
     tree = folder / "wanted"
-    tree.mkdir()
+    await anyio.Path(tree).mkdir()
     with contextlib.suppress(SourceError):
         single = ("--no-tags", "--depth=1", "--filter=blob:none", "--", remote, *sorted(set(wanted.values())))
         await git.fetch(*single, into=folder, remote=remote, timeout=ASK_TIMEOUT_SECONDS)
     with contextlib.suppress(SourceError):
         await git.run(f"--work-tree={tree}", "checkout", "--quiet", commit, "--", *wanted, cwd=folder)
-    return {path: await anyio.Path(tree / path).read_bytes() for path in wanted if (tree / path).is_file()}
+    files = {path: anyio.Path(tree / path) for path in wanted}
+    return {path: await file.read_bytes() for path, file in files.items() if await file.is_file()}
 
 
 async def describe_work_tree(folder: Path) -> dict[str, Any] | None:

@@ -31,6 +31,14 @@ PATH_IN_DOCUMENT = re.compile(r"`([A-Za-z_][\w.-]*(?:/[\w.-]+)*/?)`")
 PATHS_OF_A_JOB = {"wandb/", "train_ipynb.py"}
 IMPORT_OF_DEPLOYED = re.compile(r"^\s*(from|import) (flows|blocks|tests|benchmarks|examples)\b", re.MULTILINE)
 TEST_NAME = re.compile(r"^\s*(?:async )?def (test_\w*)", re.MULTILINE)
+# What waits for a disk, which may be another machine's.
+OF_A_DISK = re.compile(
+    r"(?!files\(__package__\))(.*\.)?(read|write)_(text|bytes)|.*\.(exists|is_(file|dir|symlink)|l?stat|r?glob|iterdir|r?mkdir|unlink|touch|chmod"
+    r"|symlink_to|hardlink_to)|os\.(open|ftruncate|pwrite|fsync|scandir|listdir|readlink|makedirs|utime|statvfs)"
+    r"|os\.path\.(exists|isfile|isdir|islink|realpath)|fcntl\.\w+|shutil\.(rmtree|copy\w*|disk_usage)|open"
+)
+# What a caller's own program does, and folders of this machine alone.
+OFF_THE_AGENT = {"__init__.py", "errors.py", "testing", "cli", "client", "direct", "inputs", "sweeps", "builds"}
 PRIVATE_TALK = re.compile(r"\bissue #?\d+\b(?!.*PrefectHQ)", re.IGNORECASE)
 
 
@@ -51,6 +59,41 @@ def test_library_never_imports_what_is_deployed_with_it() -> None:
     ]
 
     assert not wrong
+
+
+def test_nothing_on_the_event_loop_of_an_agent_waits_for_a_disk() -> None:
+    trees = {name: ast.parse(text) for name, text in _modules(PACKAGE) if name.split("/")[1] not in OFF_THE_AGENT}
+    functions = {
+        (name.removesuffix(".py").replace("/", "."), node.name): node
+        for name, tree in trees.items()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    blocking = {
+        key
+        for key, function in functions.items()
+        if isinstance(function, ast.FunctionDef) and any(map(_is_of_a_disk, _own_calls(function)))
+    } - {key for key, function in functions.items() if "cache" in _decorators(function)}
+    called = {name: _imported(tree, name) for name, tree in trees.items()}
+    while more := {
+        key
+        for key, function in functions.items()
+        if isinstance(function, ast.FunctionDef) and key not in blocking and "cache" not in _decorators(function)
+        for call in _own_calls(function)
+        if called[key[0].replace(".", "/") + ".py"].get(ast.unparse(call.func)) in blocking
+    }:
+        blocking |= more
+    found = [
+        f"{name}:{call.lineno} {ast.unparse(call)}"
+        for name, tree in trees.items()
+        for function in ast.walk(tree)
+        if isinstance(function, ast.AsyncFunctionDef)
+        for call in _own_calls(function)
+        if _is_of_a_disk(call) or called[name].get(ast.unparse(call.func)) in blocking
+    ]
+
+    assert ("prefect_launch.agent.item.ownership", "plan_of") in blocking
+    assert not found
 
 
 def test_inputs_of_a_job_load_without_prefect_or_anything_heavy() -> None:
@@ -160,6 +203,34 @@ def _public_definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.Asyn
                     ("_", "test_")
                 ):
                     yield member
+
+
+def _own_calls(function: ast.AST) -> Iterator[ast.Call]:
+    """Yield the calls that a function makes itself, but those that it awaits, or enters in a thread."""
+    awaited: set[ast.AST] = {node.value for node in ast.walk(function) if isinstance(node, ast.Await)}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call) and any(ast.unparse(one).endswith(".enter_context") for one in node.args):
+            awaited.update(node.args)
+    waiting = list(ast.iter_child_nodes(function))
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.Call) and node not in awaited:
+            yield node
+        waiting += ast.iter_child_nodes(node)
+
+
+def _is_of_a_disk(call: ast.Call) -> bool:
+    return OF_A_DISK.fullmatch(ast.unparse(call.func)) is not None
+
+
+def _imported(tree: ast.Module, name: str) -> dict[str, tuple[str, str]]:
+    """Return the functions of this package that a module can call by their names, with the modules they are in."""
+    module = name.removesuffix(".py").replace("/", ".")
+    own = {node.name: (module, node.name) for node in tree.body if isinstance(node, ast.FunctionDef)}
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return own | {one.asname or one.name: (str(node.module), one.name) for node in imports for one in node.names}
 
 
 def _decorators(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> set[str]:

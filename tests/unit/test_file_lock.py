@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -55,3 +59,30 @@ def test_lock_ends_with_the_process_that_held_it(tmp_path: Path) -> None:
 def test_error_of_the_block_is_not_taken_for_a_held_lock(tmp_path: Path) -> None:
     with pytest.raises(BlockingIOError, match="of the block"), locked_if_free(tmp_path / "one.lock"):
         raise BlockingIOError("of the block")
+
+
+async def test_caller_who_is_cancelled_while_a_slow_disk_opens_the_lock_leaves_no_file_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens, may_go_on, waits = os.open, threading.Event(), asyncio.Event()
+    loop, opened = asyncio.get_running_loop(), list[int]()
+
+    def open_slowly(*arguments: Any) -> int:
+        loop.call_soon_threadsafe(waits.set)
+        may_go_on.wait(60)
+        opened.append(opens(*arguments))
+        return opened[0]
+
+    async def hold() -> None:
+        async with locked(tmp_path / "one.lock"):
+            pass
+
+    monkeypatch.setattr(os, "open", open_slowly)
+    holding = asyncio.create_task(hold())
+    await asyncio.wait_for(waits.wait(), 60)  # The event loop is free meanwhile.
+    holding.cancel()
+    loop.call_later(0.01, may_go_on.set)
+    await asyncio.wait({holding})
+    assert holding.cancelled()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -23,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.housekeeping.caches import EnvironmentCache, GitCache, ImageCache, RunFolderCache
 from prefect_launch.agent.item.ownership import identity_of, plan_of
+from prefect_launch.core.cancellation import finished
 from prefect_launch.core.disk_cache import FRESH_SECONDS, EvictionReport, LRUCache
 from prefect_launch.core.file_lock import locked_if_free
 from prefect_launch.core.units import format_size
@@ -223,7 +225,9 @@ class Housekeeper:
         Raises:
             LaunchError: when the server does not answer.
         """
-        with locked_if_free(self._context.config.home / "housekeeping.lock") as is_ours:
+        with ExitStack() as held:
+            file = self._context.config.home / "housekeeping.lock"
+            is_ours = await finished(anyio.to_thread.run_sync(held.enter_context, locked_if_free(file)))
             return await self._once(dry_run) if is_ours else None
 
     async def _once(self, dry_run: bool) -> Report:

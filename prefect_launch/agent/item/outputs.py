@@ -185,13 +185,14 @@ async def copy_previous_outputs(session: Session, plan: RunPlan, machine: Machin
         InfrastructureError: when the storage or this machine's disk fails. To start anew without a word would throw
             work away.
     """
-    if plan.attempt < 2 or plan.output_dir.exists():
+    if plan.attempt < 2 or await anyio.Path(plan.output_dir).exists():
         return None
     # In a folder of its own until it is whole: an agent may die in the middle of it.
     async with temporary_folder_async(".last-outputs-", plan.run_dir) as made:
         part = made / plan.output_dir.name
         for attempt in range(plan.attempt - 1, 0, -1):
-            local = [folder / plan.output_dir.name for folder in machine.run_dirs(plan.item_id, attempt)]
+            folders = await anyio.to_thread.run_sync(machine.run_dirs, plan.item_id, attempt)
+            local = [folder / plan.output_dir.name for folder in folders]
             left_out = await _copy_first(local, part, plan)
             if left_out is None and not await _fetch(session.jobs, plan.item_id, attempt, part):
                 continue

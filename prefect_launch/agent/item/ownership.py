@@ -12,6 +12,7 @@ it for the current attempt.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
@@ -27,6 +28,7 @@ import anyio
 from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.item.running_items import RunningItem, now
 from prefect_launch.agent.item.transitions import retry_until_available
+from prefect_launch.core.cancellation import finished
 from prefect_launch.core.file_lock import locked, locked_if_free
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.errors import AgentConfigError, LaunchError
@@ -269,15 +271,19 @@ async def hold_run_lock(run_dir: Path, agent: str) -> AsyncIterator[bool]:
     Yields:
         Whether nobody else did. On a disk that has no room for the lock it is not asked.
     """
-    at_once = run_lock_holder(run_dir) is None
+    waited = asyncio.Event()
     async with AsyncExitStack() as held:
         try:
-            descriptor = await held.enter_async_context(locked(run_dir / _RUN_LOCK))
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, agent.encode(), 0)
+            descriptor = await held.enter_async_context(locked(run_dir / _RUN_LOCK, on_wait=waited.set))
+            await finished(anyio.to_thread.run_sync(_sign, descriptor, agent))
         except OSError as error:
             log.debug("%s is not locked: %s", run_dir, error)
-        yield at_once
+        yield not waited.is_set()
+
+
+def _sign(descriptor: int, agent: str) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, agent.encode(), 0)
 
 
 def run_lock_holder(run_dir: Path) -> str | None:

@@ -12,6 +12,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
+import anyio
+
 from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.item.ownership import claims_of, created_by_us, identity_of, plan_of, token_of_claim
 from prefect_launch.agent.item.transitions import retry_until_available
@@ -86,7 +88,8 @@ async def _is_older(context: AgentContext, found: Found, plan: RunPlan) -> bool:
     if identity is None or identity.attempt >= plan.attempt:
         return False
     history = await _history(context, plan.item_id)
-    return created_by_us(identity, plan_of(context.config.machine, identity), history)
+    known = await anyio.to_thread.run_sync(plan_of, context.config.machine, identity)
+    return created_by_us(identity, known, history)
 
 
 def _claims_before(history: Sequence[State], token: str) -> list[str]:

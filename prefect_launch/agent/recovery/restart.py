@@ -43,7 +43,6 @@ from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.errors import ItemGoneError, LaunchError
 from prefect_launch.queues.presence import Holder
 from prefect_launch.runners.base import Found, Labels, Phase, Runner, RunPlan, RunState
-from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import PAGE, Item, State
 from prefect_launch.spec.scheduling import Cause
 
@@ -104,7 +103,7 @@ async def find_own_runs(context: AgentContext, holder: Holder, resources: Collec
             log.debug("cannot search %s for runs: %s", resource, error)
             found_runs.unreachable.add(resource)
             continue
-        for one in await _read_items(context.session.server, found):
+        for one in await _read_items(context, found):
             _adopt(context, holder, runner, one, found_runs)
     return found_runs
 
@@ -114,12 +113,14 @@ class _ItemOfRun(NamedTuple):
 
     found: Found
     identity: Identity
+    plan: RunPlan | None
     item: Item | None
     history: list[State]
 
 
-async def _read_items(server: Server, found: Sequence[Found]) -> list[_ItemOfRun]:
+async def _read_items(context: AgentContext, found: Sequence[Found]) -> list[_ItemOfRun]:
     """Read the items of runs, a page of them at once, and the states of each; skip runs that are not this agent's."""
+    server = context.session.server
     runs: dict[int, tuple[Found, Identity]] = {}
     for number, one in enumerate(found):
         identity = identity_of(one)
@@ -137,7 +138,8 @@ async def _read_items(server: Server, found: Sequence[Found]) -> list[_ItemOfRun
     async def read(one: Found, identity: Identity) -> _ItemOfRun:
         async with turns:
             item = items.get(identity.item_id) or await server.read_item(identity.item_id)
-            return _ItemOfRun(one, identity, item, await server.read_states(identity.item_id))
+            plan = await anyio.to_thread.run_sync(plan_of, context.config.machine, identity)
+            return _ItemOfRun(one, identity, plan, item, await server.read_states(identity.item_id))
 
     return list(await asyncio.gather(*(read(*run) for run in runs.values())))
 
@@ -150,8 +152,7 @@ async def remove_stale_runs(context: AgentContext, stale: Collection[tuple[Runne
 
 
 def _adopt(context: AgentContext, holder: Holder, runner: Runner, one: _ItemOfRun, found_runs: FoundRuns) -> None:
-    found, identity, item, history = one
-    plan = plan_of(context.config.machine, identity)
+    found, identity, plan, item, history = one
     if not created_by_us(identity, plan, history):
         log.warning("ignoring %s: it has our labels, but no agent of this home has created it", found.handle)
         return
@@ -258,11 +259,13 @@ async def adopt_lost_run(
     history = await context.session.server.read_states(item.id)
     for found in await runner.find({Labels.ITEM: str(item.id)}):
         identity = identity_of(found)
-        plan = plan_of(context.config.machine, identity) if identity is not None else None
         is_at_work = found.state is not RunState.CREATED and found.is_complete
-        if identity is None or plan is None or not is_at_work or not is_current_attempt(identity, item, history):
+        if identity is None or not is_at_work or not is_current_attempt(identity, item, history):
             continue
-        lock_holder = run_lock_holder(plan.run_dir)
+        plan = await anyio.to_thread.run_sync(plan_of, context.config.machine, identity)
+        if plan is None:
+            continue
+        lock_holder = await anyio.to_thread.run_sync(run_lock_holder, plan.run_dir)
         if lock_holder is not None:
             return lock_holder not in lost
         log.warning("%s adopted %s: its agent %s is lost", item.id, found.handle, found.labels[Labels.AGENT])

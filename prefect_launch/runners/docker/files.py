@@ -157,9 +157,14 @@ async def _collect_results(engine: Engine, container_id: str, target: Path, sele
         there = await engine.get_archive(container_id, f"{OUTPUT_DIR}/{OUTPUTS_FILE}", packed, _MAX_CONFIG_BYTES)
     except TooLargeError:
         return
+    if there:
+        await anyio.to_thread.run_sync(_unpack_results, packed, target, selection)
+
+
+def _unpack_results(packed: io.BytesIO, target: Path, selection: Selection) -> None:
     packed.seek(0)
     with tarfile.open(fileobj=packed) as archive:
-        member = archive.next() if there else None
+        member = archive.next()
         if member is not None and member.isreg() and selection.takes(OUTPUTS_FILE, member.size):
             _write(archive, member, target / OUTPUTS_FILE)
 

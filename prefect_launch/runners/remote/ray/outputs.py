@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import anyio
 from pydantic import BaseModel, ConfigDict
 
+from prefect_launch.core.cancellation import finished
 from prefect_launch.core.filesystem import remove_tree
 from prefect_launch.core.output_limits import OUTPUTS_FILE, LeftOut, Selection
 from prefect_launch.jobs.outputs import copy_outputs
@@ -75,7 +76,8 @@ async def keep_outputs(end: MarkedLog, plan: RunPlan, note: RunNote) -> LeftOut:
     """
     why = "the queue has set no output_dir"
     if note.output_dir is not None:
-        with _opened(note.output_dir) as folder:
+        with ExitStack() as held:
+            folder = await finished(anyio.to_thread.run_sync(held.enter_context, _opened(note.output_dir)))
             if folder is not None:
                 return (await copy_outputs(folder, plan.output_dir, plan.output_limits)).left_out
         why = "this agent does not see the queue's output_dir"
