@@ -37,6 +37,7 @@ from prefect_launch.builds.dockerfile import (
 )
 from prefect_launch.environments.pip_config import SECRETS, PipAccess
 from prefect_launch.errors import InternalError
+from prefect_launch.runners.process import supervisor
 
 _CACHE_VOLUME: Final = "prefect-launch-build-cache"
 _DOCKERFILE: Final = "Dockerfile.launch"
@@ -193,15 +194,11 @@ def is_left_behind(name: str) -> bool:
 @lru_cache(maxsize=1)
 def this_place() -> str:
     """Return what identifies this boot of this machine and its namespace of process ids."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    boot = supervisor.identity(os.getpid())["boot_id"]
     return hashlib.sha256(f"{boot}{os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:12]
 
 
 def _started_at(pid: int) -> int:
     """Return the start time of a process, in the kernel's ticks; -1 when it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return -1
-    state, *rest = fields.rpartition(")")[2].split()
-    return -1 if state in _ENDED else int(rest[18])
+    fields = supervisor.stat_fields(pid)
+    return -1 if fields is None or fields[0] in _ENDED else int(fields[19])

@@ -10,6 +10,8 @@ from typing import Final
 
 #: The signals that ask a program to end in order.
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+#: Those, and that of a terminal that is closed.
+ENDING_SIGNALS: Final = (*SIGNALS, signal.SIGHUP)
 #: What a shell adds to a signal's number.
 SIGNALLED: Final = 128
 _LEAVING: Final = "Leaving before the agent has started; its next start adopts its unfinished items, if any."

@@ -11,10 +11,9 @@ import anyio
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from prefect_launch.agent.item.failure_report import Facts, build_report, publish_report, read_last_lines
-from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome_of_exit
+from prefect_launch.agent.item.outcome import Outcome, at_its_limit, outcome_of_error, outcome_of_exit
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.terminal import printable
-from prefect_launch.core.units import format_duration
 from prefect_launch.errors import ExecutionError, LaunchError, SpecError
 from prefect_launch.runners.base import ExitStatus, Phase, RunPlan
 from prefect_launch.runners.run import RunnerRun
@@ -73,8 +72,7 @@ def outcome_of_run(plan: RunPlan, end: ExitStatus, *, timed_out: bool) -> Outcom
     """Return the outcome of a direct run; a run that was stopped at its time limit has failed."""
     if not timed_out or plan.timeout is None:
         return outcome_of_exit(end)
-    message = f"The job timed out after {format_duration(plan.timeout)}, its time limit; {end.describe()}."
-    return Outcome(state=ItemState.FAILED, message=message, cause=Cause.TIMEOUT)
+    return Outcome(state=ItemState.FAILED, message=at_its_limit(end, plan.timeout), cause=Cause.TIMEOUT)
 
 
 async def show_failure(

@@ -12,6 +12,24 @@ from prefect_launch.inputs.metrics import MAX_NAME_CHARS, STEP
 _MAX_PATTERN_CHARS: Final = 500
 
 
+def check_pattern(pattern: str) -> str:
+    """Return a metric's regular expression as it is.
+
+    Raises:
+        ValueError: when it is none, or has not one group.
+    """
+    try:
+        groups = re.compile(pattern).groups
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"it is no regular expression: {error}") from None
+    if groups != 1:
+        raise ValueError(
+            f"it has {groups} groups, and must have one, around the number, as in 'loss: ([0-9.e+-]+)'; (?:…)"
+            " groups without counting"
+        )
+    return pattern
+
+
 class MetricPattern(BaseModel):
     """A metric, and how its values stand in the log.
 
@@ -37,13 +55,4 @@ class MetricPattern(BaseModel):
     @field_validator("pattern")
     @classmethod
     def _check_pattern(cls, value: str) -> str:
-        try:
-            groups = re.compile(value).groups
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"it is no regular expression: {error}") from None
-        if groups != 1:
-            raise ValueError(
-                f"it has {groups} groups, and must have one, around the number, as in 'loss: ([0-9.e+-]+)'; (?:…)"
-                " groups without counting"
-            )
-        return value
+        return check_pattern(value)

@@ -27,6 +27,7 @@ from prefect_launch.core.units import parse_duration
 from prefect_launch.core.validation import check_server_json
 from prefect_launch.errors import SpecError
 from prefect_launch.spec.launch_spec import LaunchSpec
+from prefect_launch.spec.metric_pattern import check_pattern
 from prefect_launch.spec.scheduling import Cause, Retries, parse_retries
 from prefect_launch.sweeps.command import ArgsStyle, check_command, trial_arguments, trial_command
 from prefect_launch.sweeps.distributions import Number, Whole
@@ -89,15 +90,7 @@ class Metric(_Block):
     @field_validator("pattern")
     @classmethod
     def _check_pattern(cls, value: str | None) -> str | None:
-        if value is None:
-            return value
-        try:
-            groups = re.compile(value).groups
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"it must be a regular expression: {error}") from None
-        if groups != 1:
-            raise ValueError(f"it must have one group, the number, such as 'loss: ([0-9.e+-]+)'; it has {groups}")
-        return value
+        return None if value is None else check_pattern(value)
 
     def score(self, value: float) -> float:
         """Return a value so that less is better."""

@@ -19,6 +19,7 @@ from prefect.flow_engine import run_flow_async
 from prefect.states import Cancelled, Completed, Failed, Pending
 
 from prefect_launch.client.api import Api, default_api
+from prefect_launch.core.early_signals import ENDING_SIGNALS
 from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.errors import LaunchError, NotFoundError
 from prefect_launch.server.values import SCHEDULER_FLOW
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from prefect_launch.client.item_check import NamedJob
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STATES: Final[Mapping[Outcome, Callable[..., Any]]] = {
     Outcome.FINISHED: Completed,
     Outcome.FAILED: Failed,
@@ -111,7 +111,7 @@ def _stopped_by_signals(runner: SweepRunner, report: Callable[[str], None]) -> I
     before = {}
 
     def stop(number: signal.Signals) -> None:
-        for each in _SIGNALS:
+        for each in ENDING_SIGNALS:
             loop.remove_signal_handler(each)
             signal.signal(each, signal.SIG_DFL)
         report("The sweep is being stopped, and its trials with it; once more, and this process ends without waiting.")
@@ -119,7 +119,7 @@ def _stopped_by_signals(runner: SweepRunner, report: Callable[[str], None]) -> I
 
     # Another thread than the main one cannot handle signals.
     with suppress(ValueError, RuntimeError):
-        for number in _SIGNALS:
+        for number in ENDING_SIGNALS:
             if (handler := signal.getsignal(number)) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, stop, number)
                 before[number] = handler

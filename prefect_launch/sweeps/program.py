@@ -19,6 +19,7 @@ from uuid import UUID
 import anyio
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from prefect_launch.core.early_signals import ENDING_SIGNALS
 from prefect_launch.core.racing import racing
 from prefect_launch.core.states import StateType
 from prefect_launch.core.terminal import printable
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 #: Exit code of a scheduler whose sweep another one continues (EX_TEMPFAIL).
 LEFT: Final = 75
 _END_FILE: Final = "sweep-end.json"
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _RECONNECT_SECONDS: Final = 5.0
 #: Labels of a sweep: whose trials are those that name no entity and project of their own.
 ENTITY_LABEL: Final = "prefect-launch.entity"
@@ -174,7 +174,7 @@ def main(arguments: Sequence[str], early: Collection[signal.Signals] = ()) -> in
 
 async def _until_left(api: Api, sweep_id: UUID, early: Collection[signal.Signals]) -> SchedulerEnd | None:
     loop, leaving = asyncio.get_running_loop(), asyncio.Event()
-    for number in _SIGNALS:
+    for number in ENDING_SIGNALS:
         loop.add_signal_handler(number, leaving.set)
     if early:
         leaving.set()

@@ -20,7 +20,7 @@ from prefect_launch.agent.item.attempt import Attempt, Hook
 from prefect_launch.agent.item.failure_report import is_other_image
 from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.metrics import CollectMetrics
-from prefect_launch.agent.item.outcome import Outcome
+from prefect_launch.agent.item.outcome import Outcome, at_its_limit
 from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_outputs, publish_outputs
 from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.agent.log_notes import write_log_note
@@ -197,8 +197,7 @@ class Stopping(Hook):
             return Outcome(state=ItemState.CRASHED, message=message, data=data, cause=Cause.PREEMPTED)
         limit = self.attempt.plan.timeout
         if limit is not None and (self._timed_out or (end.duration_seconds or 0.0) >= limit):
-            text = f"The job timed out after {format_duration(limit)}, its time limit; {end.describe()}."
-            message = f"[{Phase.RUN.value}] {text}"
+            message = f"[{Phase.RUN.value}] {at_its_limit(end, limit)}"
             return Outcome(state=ItemState.FAILED, message=message, data=data, cause=Cause.TIMEOUT)
         return None
 

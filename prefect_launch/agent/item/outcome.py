@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from prefect_launch.core.filesystem import FREE_DISK_ADVICE as DISK_FULL_STEP
 from prefect_launch.core.filesystem import is_disk_full, says_disk_full
 from prefect_launch.core.states import ItemState
+from prefect_launch.core.units import format_duration
 from prefect_launch.errors import (
     BuildDiskError,
     ImagePullError,
@@ -84,6 +85,11 @@ def outcome_of_exit(end: ExitStatus) -> Outcome:
         return Outcome(state=state, message=message, data=data, cause=cause)
     message = f"[{Phase.RUN.value}] The job ended{lasted} {end.manner()}."
     return Outcome(state=ItemState.FAILED, message=message, data=data, cause=cause)
+
+
+def at_its_limit(end: ExitStatus, seconds: float) -> str:
+    """Say how a run ended that was stopped at its time limit."""
+    return f"The job timed out after {format_duration(seconds)}, its time limit; {end.describe()}."
 
 
 def cause_of(end: ExitStatus) -> Cause:
