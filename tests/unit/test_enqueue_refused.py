@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -158,3 +159,11 @@ def test_spec_made_as_an_object_is_checked_as_one_of_plain_data_is(job_api: InMe
     with pytest.raises(SpecError, match=r"overrides\.run_config\.seed is 18446744073709551616"):
         launch_add_many([spec], "gpu", api=job_api)
     assert items(job_api) == []
+
+
+@pytest.mark.parametrize("name", sorted(signature(launch_add).parameters.keys() - {"project_queue"}))
+def test_no_argument_of_launch_add_is_dropped_without_a_word(job_api: InMemoryApi, name: str) -> None:
+    good: dict[str, Any] = {"job": "train", "config": inputs(lr=0.1), "queue_name": "gpu"}
+    launch_add(**good)
+    with pytest.raises((LaunchError, TypeError)):
+        launch_add(**{**good, name: object()})
