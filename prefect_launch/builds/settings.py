@@ -73,7 +73,7 @@ class ClusterSettings(BaseModel):
 
     image: str = Field(
         default="ghcr.io/osscontainertools/kaniko:v1.28.0",
-        description="The program that builds: kaniko, or one that understands its flags.",
+        description="The program that builds and pushes: kaniko from v1.28 on, or one that understands its flags.",
     )
     unpack_image: str = Field(
         default="busybox:1.37", description="Has sh and cat; needed for a packed context above 1 MiB only."
