@@ -39,14 +39,6 @@ from prefect_launch.runners.remote.kubernetes.events import RunEvents
 from prefect_launch.runners.remote.kubernetes.fill_rules import fill_rule
 from prefect_launch.runners.remote.kubernetes.handles import KubernetesHandle, NotedRun, Place, RunNotes
 from prefect_launch.runners.remote.kubernetes.holding import Hold, release_patch
-from prefect_launch.runners.remote.kubernetes.judge import (
-    has_object_ended,
-    is_leaving,
-    judge,
-    kind_in,
-    pods_at_work,
-    pods_of_claim,
-)
 from prefect_launch.runners.remote.kubernetes.kinds import JOB
 from prefect_launch.runners.remote.kubernetes.logs import Container, RunLog, containers_of
 from prefect_launch.runners.remote.kubernetes.objects import (
@@ -76,6 +68,14 @@ from prefect_launch.runners.remote.kubernetes.pods import (
 from prefect_launch.runners.remote.kubernetes.problems import PlaceProblems
 from prefect_launch.runners.remote.kubernetes.quantities import QUANTITIES
 from prefect_launch.runners.remote.kubernetes.rules import check_name, check_object_name
+from prefect_launch.runners.remote.kubernetes.run_status import (
+    active_pods,
+    has_object_ended,
+    is_leaving,
+    kind_in,
+    pods_of_claim,
+    status_of_run,
+)
 from prefect_launch.runners.remote.kubernetes.set_inside import set_inside
 from prefect_launch.runners.remote.kubernetes.short_options import check_job_image, check_placing
 from prefect_launch.runners.remote.kubernetes.status import is_short_of_pods
@@ -554,9 +554,9 @@ class KubernetesRunner(RemoteRunner):
         is_stopped = False
         if run.job.is_gone or is_leaving(job):
             is_stopped = await self._is_stopped(str(RunHandle(str(handle), labels.get(Labels.CLAIM, ""))))
-        status = judge(run, is_stopped=is_stopped) or RemoteStatus(state=RemoteState.PENDING)
+        status = status_of_run(run, is_stopped=is_stopped) or RemoteStatus(state=RemoteState.PENDING)
         if not run.job.is_gone and has_object_ended(run):
-            at_work = pods_at_work(run)
+            at_work = active_pods(run)
             is_clear = run.pods and not at_work and status.exit is not None and status.exit.succeeded
             if run.asked_at < run.job.version and not is_clear:
                 # The end of its object may be told before that of its pods, before why they have failed, or before
@@ -566,14 +566,14 @@ class KubernetesRunner(RemoteRunner):
                 if run.job is None:
                     return RemoteJob(handle=str(handle), name=handle.name, labels=labels, status=status)
                 run.asked_at = asked_at
-                status = judge(run, is_stopped=is_stopped) or status
-                at_work = pods_at_work(run)
+                status = status_of_run(run, is_stopped=is_stopped) or status
+                at_work = active_pods(run)
             if is_ours and at_work:
                 await self._end_late_pods(handle, at_work)
         if not status.reason and (live := run.live_job) is not None and _may_wait(status, live, run):
             waiting = [pod for pod in pods_of_claim(live, run.live_pods) if not has_started(pod)]
             events = await self._events.of(handle, waiting[:1])
-            status = judge(run, is_stopped=is_stopped, events=events) or status
+            status = status_of_run(run, is_stopped=is_stopped, events=events) or status
         return RemoteJob(
             handle=str(handle), name=handle.name, labels=labels, status=status, is_complete=not is_incomplete(job)
         )
@@ -700,5 +700,5 @@ def _containers(run: SeenRun, uid: str) -> list[Container]:
 def _has_ended(run: SeenRun, uid: str) -> bool:
     if _job_of(run, uid) is None:
         return True
-    status = judge(run)
+    status = status_of_run(run)
     return status is None or status.state is RemoteState.ENDED

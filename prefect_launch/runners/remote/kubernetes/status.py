@@ -1,7 +1,7 @@
-"""Status of a run on Kubernetes, judged from its object and its pods: a batch Job by the Job's own conditions.
+"""Status of a run on Kubernetes, derived from its object and its pods: of a batch Job, from the Job's own conditions.
 
-Pure functions over objects as the API server returns them (dictionaries): whoever watches the cluster calls them anew
-at each change. A custom resource is judged in `custom_status`.
+Pure functions over objects as the API server returns them (dictionaries): the watch of the cluster calls them
+at each change. `custom_status` does the same for custom resources.
 """
 
 from __future__ import annotations

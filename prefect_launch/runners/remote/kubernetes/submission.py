@@ -20,9 +20,9 @@ from prefect_launch.runners.base import Labels
 from prefect_launch.runners.remote.kubernetes.client import KubernetesClient, Object
 from prefect_launch.runners.remote.kubernetes.errors import NotThereError, TakenError
 from prefect_launch.runners.remote.kubernetes.holding import is_held
-from prefect_launch.runners.remote.kubernetes.judge import kind_in, note_kind
 from prefect_launch.runners.remote.kubernetes.objects import RunObjects, labels_of, with_owner
 from prefect_launch.runners.remote.kubernetes.options import ServiceSpec
+from prefect_launch.runners.remote.kubernetes.run_status import kind_in, note_kind
 from prefect_launch.runners.remote.kubernetes.watch import JOBS, Resource
 
 log = logging.getLogger(__name__)

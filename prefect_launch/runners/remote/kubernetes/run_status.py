@@ -1,7 +1,7 @@
-"""Status of a run from all that was seen of it, also while its object is being deleted, and when it is gone.
+"""Status of a run from its object and pods as they were last seen, also while the object is deleted, and afterwards.
 
-A job that was deleted has ended once none of its containers runs any more: its pods tell how they ended as long as they
-are there, and what was last seen of them afterwards.
+A deleted job has ended once none of its containers runs any more. How they ended comes from its pods while these exist,
+and afterwards from how they were last seen.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def pods_of_claim(job: Mapping[str, Any], pods: Sequence[Object]) -> list[Object
     return [pod for pod in pods if labels_of(pod).get(Labels.CLAIM) == claim]
 
 
-def pods_at_work(run: SeenRun) -> list[Object]:
-    """Return the pods of a run that have not ended; none of a cluster that was made for it, whose pods do no work."""
+def active_pods(run: SeenRun) -> list[Object]:
+    """Return the pods of a run that have not ended, without those of a cluster that was made for it."""
     if run.job is None or not any(template.runs_job for template in kind_in(run.job.object).pods):
         return []
     return [pod for pod in pods_of_claim(run.job.object, run.live_pods) if not has_ended(_with_end(pod))]
@@ -62,8 +62,10 @@ def is_leaving(job: Mapping[str, Any]) -> bool:
     return bool(job["metadata"].get("deletionTimestamp"))
 
 
-def judge(run: SeenRun, *, is_stopped: bool = False, events: Sequence[Mapping[str, Any]] = ()) -> RemoteStatus | None:
-    """Return the status of a run; None where nothing of it was ever seen.
+def status_of(
+    run: SeenRun, *, is_stopped: bool = False, events: Sequence[Mapping[str, Any]] = ()
+) -> RemoteStatus | None:
+    """Return the status of a run; None when nothing of it was ever seen.
 
     Args:
         run: as it is seen.
@@ -79,7 +81,7 @@ def judge(run: SeenRun, *, is_stopped: bool = False, events: Sequence[Mapping[st
     kind = kind_in(job)
     pods = [*ended, *(pod for pod in there if not has_ended(pod))]
     status = run_status(job, kind, pods, events=events)
-    if status.state is RemoteState.ENDED and (others := pods_at_work(run)):
+    if status.state is RemoteState.ENDED and (others := active_pods(run)):
         # Whoever is told of the end may start the next attempt.
         state = RemoteState.RUNNING if any(has_started(pod) for pod in pods) else RemoteState.PENDING
         return RemoteStatus(state=state, reason=f"the {kind.kind} has ended, and {len(others)} of its pods have not")
