@@ -133,7 +133,7 @@ def test_second_signal_stops_the_jobs_of_an_agent_that_was_started_so(
 
     shown = json.loads(launch_cli("item", "show", item, "--json").stdout)
     assert (code, shown["state"]) == (143, "awaitingretry")
-    assert "its agent was told to stop its jobs" in shown["message"]
+    assert "its agent was asked to stop its jobs" in shown["message"]
 
 
 def test_item_that_is_added_with_a_time_limit_fails_when_it_is_over(

@@ -1,4 +1,4 @@
-"""Hooks beside the life of an item: devices, earlier outputs, image warning, stops, waiting parts, log, outputs.
+"""Hooks around the life of an item: devices, earlier outputs, image warning, stops, waiting parts, log, outputs.
 
 `Stopping` stops the run when somebody asked for it, when its time is up, or when the agent stops its jobs. It does so
 again and again until the runner has seen the run end, and decides how that stop ends the item. The reason is read from
@@ -82,7 +82,7 @@ class TellWaitingParts(Hook):
 
 
 class PreviousOutputs(Hook):
-    """Lays out what the last attempt has left, so that a job goes on from its checkpoint."""
+    """Lays out what the last attempt has left, so that a job continues from its checkpoint."""
 
     async def prepare(self) -> None:
         context = self.attempt.context
@@ -193,7 +193,7 @@ class Stopping(Hook):
             message = f"Stopped{lasted}: {await self._remove()}{self._frees}, {end.describe()}."
             return Outcome(state=ItemState.CANCELLED, message=message, data=data)
         if self._running.preempt.is_set() and not self._timed_out:
-            message = f"[{Phase.RUN.value}] Preempted{lasted}: its agent was told to stop its jobs; {end.describe()}."
+            message = f"[{Phase.RUN.value}] Preempted{lasted}: its agent was asked to stop its jobs; {end.describe()}."
             return Outcome(state=ItemState.CRASHED, message=message, data=data, cause=Cause.PREEMPTED)
         limit = self.attempt.plan.timeout
         if limit is not None and (self._timed_out or (end.duration_seconds or 0.0) >= limit):

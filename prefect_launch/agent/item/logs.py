@@ -1,9 +1,9 @@
 """Log shipping: sends a job's log file to the server as the file grows, in few and bounded records.
 
-The file is the whole log and the truth. A position file beside it says how far it was sent, so that the next agent goes
-on there: no gap, no repeat, even when the last agent ended in the middle of a request. A chatty job cannot flood the
-server: past its share only the end is sent, with a note of what was left out. Lines on the standard error of the job
-are warnings, tracebacks are errors.
+The file is the whole log and the truth. A position file next to it says how far it was sent, so that the next agent
+continues there: no gap, no repeat, even when the last agent ended in the middle of a request. A chatty job cannot flood
+the server: past its share only the end is sent, with a note of what was left out. Lines on the standard error of the
+job are warnings, tracebacks are errors.
 
 A progress bar such as tqdm's goes back to the start of its line (a carriage return) and draws over it. Of a line that
 has ended, its last state is sent; of one that is still being drawn, the newest complete state, now and then.
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 RECORD_CHARS: Final = 20_000
 #: The most that is read and sent at a time.
 CHUNK_BYTES: Final = 10 * RECORD_CHARS
-#: The share of one run's log that the server gets while the run goes on.
+#: The share of one run's log that the server gets while the run is running.
 SHARE_BYTES: Final = 2_000_000
 #: What it gets of the end when the log was longer.
 TAIL_BYTES: Final = RECORD_CHARS
@@ -132,7 +132,7 @@ class LogShipper:
     async def finish(self) -> None:
         """Send what is left, now that nothing more is written."""
         self._ended.set()
-        await self._following.done()  # What it failed to send is sent below, and whoever asked hears what cannot be.
+        await self._following.done()  # What it failed to send is sent below, or raises there.
         await self._settle()
         await self._send_new(whole_lines=False)
         size = await anyio.to_thread.run_sync(_size, self._path)
@@ -140,7 +140,7 @@ class LogShipper:
             await self._send_tail(size)
 
     async def let_go(self) -> None:
-        """Stop to send; the next agent goes on where this one was."""
+        """Stop sending; the next agent continues from here."""
         await self._following.end()
 
     async def _settle(self) -> None:
@@ -371,7 +371,7 @@ def _write_position(path: Path, position: Position) -> None:
         part.write_text(json.dumps(kept))
         part.replace(target)
     except OSError as error:
-        # On a full disk the log goes on its way all the same; only an agent that dies now may send a part twice.
+        # On a full disk the log is sent all the same; only an agent that dies now may send a part twice.
         log.warning("not noted how far %s was sent: %s", path, error)
 
 

@@ -1,6 +1,6 @@
 """Metrics of a run: read from its log as that grows, and written to the server in few and bounded writes.
 
-The log is the truth. A file beside it says how far it was read and what was found, so that the next agent goes on
+The log is the truth. A file next to it says how far it was read and what was found, so that the next agent continues
 there. Reading a part of it twice changes nothing, for the steps of a metric are a set. What is wrong with a run's
 metrics is noted in its log once, not once a line.
 """
@@ -94,7 +94,7 @@ class MetricsReader:
         self._in_long_line = False
 
     def load(self) -> bool:
-        """Go on where an agent that is gone has ended; return whether one has read this log."""
+        """Continue where an earlier agent has ended; return whether one has read this log."""
         try:
             kept = json.loads(self._state.read_bytes())
             metrics, ids = Metrics.load(kept["metrics"]), {name: UUID(one) for name, one in kept["artifacts"].items()}
@@ -127,7 +127,7 @@ class MetricsReader:
             part.write_text(json.dumps(kept))
             part.replace(self._state)
         except OSError as error:
-            # On a full disk the metrics go on their way all the same; the next agent reads them again.
+            # On a full disk the metrics are sent all the same; the next agent reads them again.
             log.warning("not noted how far the metrics of %s were read: %s", self._path, error)
 
     def read(self, *, ended: bool = False) -> None:
@@ -295,7 +295,7 @@ class MetricsCollector:
         self._following.start(f"metrics of {self._item_id}", self._follow)
 
     async def let_go(self) -> None:
-        """Stop to follow; the next agent goes on where this one was."""
+        """Stop following; the next agent continues from here."""
         await self._following.end()
 
     async def finish(self) -> None:

@@ -65,7 +65,7 @@ def _of_pod(pods: Pods, options: KubernetesOptions) -> dict[str, float]:
 def _at_most(
     name: str, containers: Sequence[Mapping[str, float]], init: Sequence[tuple[bool, Mapping[str, float]]]
 ) -> float:
-    """Return the most that containers have at a time: each init container runs beside the sidecars before it."""
+    """Return the most that containers have at a time: each init container runs together with the sidecars before it."""
     beside, most = 0.0, 0.0
     for is_sidecar, asked in init:
         most = max(most, beside + asked[name])

@@ -105,7 +105,7 @@ class KubernetesClient:
         return await self._call(_Request("GET", path, what, query))
 
     async def find(self, path: str, *, what: str) -> Object | None:
-        """Return an object when it is there."""
+        """Return an object if it exists."""
         try:
             return await self.get(path, what=what)
         except NotThereError:
@@ -124,7 +124,7 @@ class KubernetesClient:
         return whole
 
     async def create(self, path: str, body: Object, query: Query | None = None, *, what: str) -> Object:
-        """Create an object; raises `TakenError` when one of its name is there."""
+        """Create an object; raises `TakenError` when one of its name exists."""
         return await self._call(_Request("POST", path, what, query, body))
 
     async def patch(self, path: str, body: Object, *, what: str) -> Object:

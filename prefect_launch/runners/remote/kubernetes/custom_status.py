@@ -97,7 +97,7 @@ def _seen(made: Mapping[str, Any], kind: ObjectKind) -> _Seen | None:
 
 
 def _of_phases(made: Mapping[str, Any], kind: ObjectKind) -> Iterator[_Seen]:
-    """Yield what the phases of a kind say together: a RayJob whose job FAILED is `Complete` beside that."""
+    """Yield what the phases of a kind say together: a RayJob whose job FAILED is `Complete` as well."""
     message = str(first(made, kind.message) or "")
     words = [str(word) for path in kind.phases if (word := first(made, path))]
     seen = [_Seen(state, word, message) for word in words if (state := _meaning(word, kind)) is not None]

@@ -1,4 +1,4 @@
-"""Environment of the job's containers: variables in the manifest, and those that hold secrets in a Secret beside it."""
+"""Environment of the job's containers: variables in the manifest, and variables with secrets in a Secret."""
 
 from __future__ import annotations
 

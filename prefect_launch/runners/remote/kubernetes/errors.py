@@ -34,7 +34,7 @@ _LEAVING: Final = "NamespaceTerminating"
 
 
 class TakenError(InfrastructureError):
-    """An object of that name is there already."""
+    """An object of that name exists already."""
 
 
 class ConflictError(InfrastructureError):
@@ -42,7 +42,7 @@ class ConflictError(InfrastructureError):
 
 
 class ExpiredError(InfrastructureError):
-    """The version to go on from is too old: list again."""
+    """The version to continue from is too old: list again."""
 
 
 class NotThereError(InfrastructureError):
@@ -61,7 +61,7 @@ class OverloadedError(UnreachableError):
     """The API asks to wait.
 
     Args:
-        message: what is told.
+        message: what the API says.
         retry_after: for how long, in seconds; None: it does not say.
     """
 

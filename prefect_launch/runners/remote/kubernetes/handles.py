@@ -1,6 +1,6 @@
-"""Handles of Kubernetes runs, and a home's notes of the runs that it has made, and of their places.
+"""Handles of Kubernetes runs, and a home's notes of its runs and their places.
 
-A handle names an object for ever: its place (context and namespace), its kind, its uid and its name. The notes say
+A handle always names the same object: its place (context and namespace), its kind, its uid and its name. The notes say
 where an agent that starts again looks for what it has left, and what it has left where it cannot look.
 """
 

@@ -3,7 +3,7 @@
 A batch Job, or a custom resource that knows it, is suspended. One that names a queue of Kueue is suspended for Kueue,
 which resumes it when the queue has room: it is held in a queue that does not exist, and released into its own.
 
-A kind that cannot be held is made at once. Where its pods must not run before something else is there, they mount a
+A kind that cannot be held is made at once. If its pods must not run before something else exists, they mount a
 ConfigMap that is made last.
 """
 

@@ -1,4 +1,4 @@
-"""Images that a cluster's nodes can pull: a registry on the agent's own machine is none of theirs."""
+"""Images that a cluster's nodes can pull: they cannot reach a registry on the agent's own machine."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _OWN_SUBMITTER_MODES: Final = (None, "", "K8sJobMode")
 
 
 def check_kind(manifest: Mapping[str, Any], kind: ObjectKind, path: str) -> None:
-    """Refuse an object that its operator would not take, or that would wait for ever.
+    """Refuse an object that its operator would not take, or that would wait forever.
 
     Args:
         manifest: as its owner wrote it.
@@ -55,7 +55,7 @@ def check_kind(manifest: Mapping[str, Any], kind: ObjectKind, path: str) -> None
 def _check_ray_job(manifest: Mapping[str, Any], path: str) -> None:
     if first(manifest, "spec.clusterSelector"):
         raise SpecError(
-            f"{path}.spec.clusterSelector names a cluster that is there already, where no RayJob can be held back. Give"
+            f"{path}.spec.clusterSelector names an existing cluster, where no RayJob can be held back. Give"
             " rayClusterSpec, or use a queue of the resource 'ray' for that cluster."
         )
     if first(manifest, "spec.deletionStrategy"):
@@ -85,7 +85,7 @@ def with_defaults(manifest: dict[str, Any], kind: ObjectKind) -> None:
 
 
 def complete_helpers(manifest: Mapping[str, Any], kind: ObjectKind) -> None:
-    """Give the pod that submits a RayJob's command the image of its cluster's head, where it has none of its own.
+    """Give the pod that submits a RayJob's command the image of its cluster's head, if it has no image of its own.
 
     Args:
         manifest: whose other pods are complete; it is changed.

@@ -28,7 +28,7 @@ class PodTemplatePath(BaseModel):
 
     Attributes:
         template: the path of the pod template (an object with `spec`, and perhaps `metadata`).
-        counts: paths of numbers that are multiplied to the number of its pods: fields beside it, or above it.
+        counts: paths of numbers that are multiplied to the number of its pods: fields next to it, or above it.
         runs_job: whether its containers run the job's own command; not the pods of a cluster that the job runs on.
         is_helper: whether its containers are the operator's own, and get nothing of the job's.
     """
@@ -210,7 +210,7 @@ def kind_of(api_version: str, kind: str, custom: Mapping[str, Any] | None = None
         custom: what the queue's owner says of it: fields of `ObjectKind` in place of the known ones.
 
     Raises:
-        SpecError: when the owner's description is wrong, or there is none for a kind that is not known.
+        SpecError: when the owner's description is wrong, or missing for an unknown kind.
     """
     group = api_version.rpartition("/")[0]
     known = next((one for one in (JOB, *CUSTOM_KINDS) if (one.group, one.kind) == (group, kind)), None)

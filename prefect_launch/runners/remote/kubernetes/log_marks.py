@@ -31,7 +31,7 @@ class LogMark:
     """How far the log of one container is kept.
 
     Args:
-        kept: the `value` of the mark to go on from; None for the beginning.
+        kept: the `value` of the mark to continue from; None for the beginning.
     """
 
     def __init__(self, kept: Mapping[str, Any] | None = None) -> None:
@@ -62,7 +62,7 @@ class LogMark:
         """Take a line as the kubelet gives it, or a part of one; return what is new of it, without its stamp.
 
         Args:
-            piece: what follows one without an end goes on with its line; `END` ends the stream.
+            piece: what follows one without an end continues its line; `END` ends the stream.
         """
         told = b""
         if self._line is None:
@@ -82,7 +82,7 @@ class LogMark:
         return told + new
 
     def _begin(self, order: str) -> tuple[bytes, _Line]:
-        """Begin a line with this stamp; return what is to be told before it."""
+        """Begin a line with this stamp; return the output before it."""
         told = b""
         if self._skip:
             if order <= self._skip_until:

@@ -63,7 +63,7 @@ class RunLog:
         client: of the cluster.
         namespace: of the run.
         run: as the watch sees it.
-        after: the position to go on from; None for the beginning.
+        after: the position to continue from; None for the beginning.
         containers: returns the containers of the run that have written something, or may write now.
         has_ended: whether the run has ended, so that no container comes any more.
     """
@@ -184,7 +184,7 @@ class RunLog:
                     batch = next_batch.result()
                 except UnreachableError:
                     if follow:
-                        return  # It was cut: go on from the mark.
+                        return  # It was cut: continue from the mark.
                     raise
                 finally:
                     if not next_batch.done():
@@ -210,7 +210,7 @@ def containers_of(pods: Collection[Object], *, is_one: bool) -> list[Container]:
     """Return the containers of pods whose logs can be read.
 
     Args:
-        pods: that are there, the oldest first.
+        pods: the existing ones, the oldest first.
         is_one: whether the run has one pod and one container that runs the job, whose lines get no prefix.
     """
     found = []

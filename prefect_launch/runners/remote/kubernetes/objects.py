@@ -70,7 +70,7 @@ class RunObjects(BaseModel):
         manifest: of it: held, where its kind can be held.
         namespace: that all is made in; None: the agent's own.
         context: of the kubeconfig; None: the current one.
-        owned: objects that are made once the run's object is there, and go with it (`with_owner`): Secret, ConfigMap.
+        owned: objects that are made once the run's object exists, and go with it (`with_owner`): Secret, ConfigMap.
         services: additional services, which go with it too.
         last: what its pods wait for, where it cannot be held until its services are ready.
     """
@@ -285,7 +285,7 @@ def _complete_pod(
     takes_command = of.runs_job and not options.kind.entry_point
     if takes_command and not options.kind.container:
         pod.setdefault("restartPolicy", "Never")
-    # In whole seconds; with 0, whoever deletes a pod would not see its container end.
+    # In whole seconds; with 0, a deletion would not show that its container has ended.
     pod.setdefault("terminationGracePeriodSeconds", max(1, math.ceil(plan.stop_seconds or 0)))
     _place_pod(pod, options, pull_secret)
     for field, container in _containers(pod):

@@ -54,7 +54,7 @@ _INSIDE: Final = "ClusterIP"
 
 
 class ServiceSpec(BaseModel):
-    """An object that is made beside the job and removed with it, such as a database.
+    """An object that is created with the job and removed with it, such as a database.
 
     Attributes:
         manifest: of the object.

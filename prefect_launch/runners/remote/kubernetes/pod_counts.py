@@ -23,7 +23,7 @@ from prefect_launch.runners.remote.kubernetes.kinds import (
     written,
 )
 
-#: Fields beside or above a pod's template that its number is multiplied by.
+#: Fields next to or above a pod's template that multiply its number.
 _TIMES: Final = ("replicas", "parallelism", "numOfHosts")
 #: Those that its number may grow to by itself.
 _GROWS: Final = ("minReplicas", "maxReplicas")
@@ -129,5 +129,5 @@ def _is_count(value: object) -> bool:
 
 
 def _as_number(value: object) -> float:
-    """Return a number of pods; one that is none counts as without a limit, until `check_counts` refuses it."""
+    """Return a number of pods; an invalid one counts as without a limit, until `check_counts` refuses it."""
     return value if isinstance(value, int) and _is_count(value) else UNLIMITED

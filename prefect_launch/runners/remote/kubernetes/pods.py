@@ -76,7 +76,7 @@ class ContainerEnd(NamedTuple):
         started_at: when it started; None where that is not known.
         ended_at: when it ended; likewise.
         is_init: whether it ran before the others.
-        is_sidecar: whether it was started before the others and runs beside them.
+        is_sidecar: whether it was started before the others and runs together with them.
     """
 
     pod: str

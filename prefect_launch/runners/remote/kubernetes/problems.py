@@ -20,7 +20,7 @@ class PlaceProblems:
         """Log why a place cannot be looked at, unless that is known."""
         if place not in self._known:
             self._known.add(place)
-            log.warning("cannot see the %s: %s Their runs are taken to go on.", _described(place), error)
+            log.warning("cannot see the %s: %s Their runs count as running.", _described(place), error)
 
     def clear(self, place: Place) -> None:
         """Note that a place can be looked at."""

@@ -79,7 +79,7 @@ def check_labels(path: str, labels: Any, *, are_own: bool = True) -> None:
     Args:
         path: of the labels.
         labels: to check.
-        are_own: whether they are an object's own, which none of prefect-launch's may be among.
+        are_own: whether they are an object's own, which may include none of prefect-launch's.
 
     Raises:
         SpecError: naming the label.
@@ -138,7 +138,7 @@ def check_pod(path: str, pod: Mapping[str, Any], *, in_job: bool) -> None:
     Args:
         path: of the pod's spec.
         pod: its spec, whose fields are checked.
-        in_job: whether its pods run to an end, so that they may not be restarted for ever.
+        in_job: whether its pods run to an end, so that they may not be restarted forever.
 
     Raises:
         SpecError: naming the first fault.

@@ -62,7 +62,7 @@ def is_leaving(job: Mapping[str, Any]) -> bool:
     return bool(job["metadata"].get("deletionTimestamp"))
 
 
-def status_of(
+def status_of_run(
     run: SeenRun, *, is_stopped: bool = False, events: Sequence[Mapping[str, Any]] = ()
 ) -> RemoteStatus | None:
     """Return the status of a run; None when nothing of it was ever seen.

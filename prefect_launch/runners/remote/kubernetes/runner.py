@@ -100,7 +100,7 @@ _SUSPENDS: Final = (1, 22)
 _GONE_SECONDS: Final = 60.0
 #: How long the pods of an object that has ended may still run before they are deleted.
 _LATE_SECONDS: Final = 30.0
-#: After so long, and again and again, a run that was told to stop is asked for, whatever the watch says.
+#: How often a run that was asked to stop is read again, whatever the watch says.
 _DOUBT_SECONDS: Final = 3.0
 _HUB_KEY: Final = "https://index.docker.io/v1/"
 
@@ -310,7 +310,7 @@ class KubernetesRunner(RemoteRunner):
         return {one: job for (one, _), job in zip(there, jobs, strict=True) if job is not None}
 
     def _is_doubted(self, handle: KubernetesHandle) -> bool:
-        """Whether a run was told to stop a while ago: its end is not left to a stream."""
+        """Whether a run was asked to stop a while ago: then its end is not left to a stream."""
         due, now = self._stopping.get(handle, math.inf), time.monotonic()
         if now < due:
             return False
@@ -364,7 +364,7 @@ class KubernetesRunner(RemoteRunner):
         for place, error in hidden.items():
             self._problems.note(place, error)
         if hidden:
-            # What this home has made there goes on, for all that it knows.
+            # The runs of this home there count as running.
             runs = await anyio.to_thread.run_sync(self._notes.runs_in, frozenset(hidden), labels)
             found += [_unseen(run, hidden[run.handle.place]) for run in runs]
         return found
@@ -412,7 +412,7 @@ class KubernetesRunner(RemoteRunner):
         await self._delete_object(parsed)
         # At 0 the API forgets a pod at once, whether it has ended or not.
         grace = max(1, math.ceil(grace_seconds))
-        # Twice: a pod that was just being made is there by the second time.
+        # Twice: a pod that was just being made exists by the second time.
         for _ in range(2):
             run = await self._watch(place).refresh(place.resource, parsed.name)
             if (job := _job_of(run, parsed.uid)) is None:
@@ -596,7 +596,7 @@ class KubernetesRunner(RemoteRunner):
         await _if_there(client.delete(path, {**body, **grace}, what=f"stop the pod {metadata['name']}"))
 
     async def _left_of(self, handle: KubernetesHandle) -> str:
-        """Say what is there of a run whose object was deleted; empty once it and its pods are gone."""
+        """Say what is left of a run whose object was deleted; empty once it and its pods are gone."""
         place = handle.place
         run = await self._watch(place).refresh(place.resource, handle.name)
         job = run.live_job

@@ -32,7 +32,7 @@ def set_inside(options: Mapping[str, Any]) -> dict[str, str]:
     try:
         for option, where in _set(options):
             found.setdefault(option, where)
-    except (LaunchError, AttributeError, KeyError, TypeError):  # What is no manifest is told elsewhere.
+    except (LaunchError, AttributeError, KeyError, TypeError):  # An invalid manifest is reported elsewhere.
         return {}
     return found
 

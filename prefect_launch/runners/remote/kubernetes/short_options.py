@@ -44,7 +44,7 @@ def place_short_options(pod: dict[str, Any], container: dict[str, Any], options:
 
 
 def check_placing(options: Mapping[str, Any]) -> None:
-    """Refuse short options that do not go into the manifest beside them, and images that nodes cannot pull.
+    """Refuse short options that do not fit into the manifest next to them, and images that nodes cannot pull.
 
     Args:
         options: all that a run has, checked.
@@ -73,7 +73,7 @@ def check_job_image(image: str, options: Mapping[str, Any]) -> None:
     """
     try:
         read = read_options(options)
-    except LaunchError:  # Told elsewhere, or not filled in yet.
+    except LaunchError:  # Reported elsewhere, or not filled in yet.
         return
     for pods in pods_in(read.manifest or one_container_job(), read.kind):
         pod = with_names({"spec": pods.spec})["spec"]

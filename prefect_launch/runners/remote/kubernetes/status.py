@@ -45,7 +45,7 @@ def run_status(
         made: the run's object.
         kind: of it.
         pods: that it has now.
-        events: of the object and its pods, oldest first. A quota that is used up is told there.
+        events: of the object and its pods, oldest first. They report a quota that is used up.
         now: the time; by default, now.
     """
     moment = now or datetime.now(timezone.utc)

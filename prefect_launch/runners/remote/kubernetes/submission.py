@@ -85,7 +85,7 @@ class Kinds:
 async def create_run(
     client: KubernetesClient, kinds: Kinds, made: RunObjects, namespace: str, resource: Resource
 ) -> Object:
-    """Create a run's object, and what belongs to it; return the object that has the run's name, whoever made it.
+    """Create a run's object, and what belongs to it; return the object that has the run's name.
 
     Args:
         client: of the cluster.
@@ -146,7 +146,7 @@ def _was_released(there: Object) -> bool:
 async def _complete(
     client: KubernetesClient, kinds: Kinds, made: RunObjects, namespace: str, resource: Resource, job: Object
 ) -> Object:
-    """Create what belongs to a run's object; return the object, which says that all is there."""
+    """Create what belongs to a run's object; return the object, marked as complete."""
     for one in made.owned:
         await _create_owned(client, kinds, namespace, with_owner(one, job))
     for service in made.services:

@@ -14,7 +14,7 @@ from prefect_launch.runners.remote.kubernetes.fields import check_fields, shown
 from prefect_launch.runners.remote.kubernetes.rules import check_name, check_object_name
 
 _PATH: Final = "resource_args.kubernetes.volumes"
-#: Fields of a mount that may stand beside those of the volume.
+#: Fields of a mount that may stand next to those of the volume.
 _MOUNT_FIELDS: Final = ("mountPath", "readOnly", "subPath", "subPathExpr", "mountPropagation", "recursiveReadOnly")
 _FORMS: Final = (
     "each must be 'CLAIM:/path' or 'CLAIM:/path:ro' with the name of a PersistentVolumeClaim, '/host/path:/path', or a"

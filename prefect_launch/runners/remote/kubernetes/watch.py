@@ -1,8 +1,9 @@
 """Watch of a namespace: the jobs that an agent follows there and their pods, by one list and one stream for each kind.
 
-A stream begins at the version of a list. After each break it is resumed from the last version that it told (events and
-bookmarks). All is listed again after a silence that is too long for a living stream, and where the API has forgotten
-that version (410). A run that is in doubt, such as one that was told to stop, is listed whatever the streams say.
+A stream begins at the version of a list. After each break it is resumed from the last version that it reported (events
+and bookmarks). All is listed again after a silence that is too long for a living stream, and where the API has
+forgotten that version (410). A run that is in doubt, such as one that was asked to stop, is listed whatever the streams
+say.
 
 Only what is followed is kept, and only what is read of it. An object that was deleted is kept as it was last, until its
 run is forgotten: how its containers ended is known from nowhere else then.
@@ -122,7 +123,7 @@ class SeenRun:
     Attributes:
         job: its Job or custom resource.
         pods: by name.
-        changed: set at each change; whoever waits for it clears it first.
+        changed: set at each change; clear it before you wait for it.
         is_known: whether it was asked for since it is followed.
         asked_at: the version of its job that its pods were asked for again at.
     """
@@ -135,12 +136,12 @@ class SeenRun:
 
     @property
     def live_job(self) -> Object | None:
-        """Its job, while it is there."""
+        """Its job, while it exists."""
         return self.job.object if self.job is not None and not self.job.is_gone else None
 
     @property
     def live_pods(self) -> list[Object]:
-        """Its pods that are there; the oldest first."""
+        """Its existing pods; the oldest first."""
         return sorted((pod.object for pod in self.pods.values() if not pod.is_gone), key=_age)
 
     @property
@@ -215,7 +216,7 @@ class NamespaceWatch:
         return run  # It may be forgotten by now.
 
     def put(self, resource: Resource, job: Object) -> None:
-        """Follow the run of a job that the API has just shown, and take it as it is there."""
+        """Follow the run of a job that the API has just shown, and take it as it is shown."""
         run = self._runs.setdefault(job["metadata"]["name"], SeenRun())
         # A job that was just made has no pods; of one that was there already, they are to be asked for.
         run.is_known = run.is_known or not job.get("status")
@@ -317,7 +318,7 @@ class _Stream:
         return self._loop is asyncio.get_running_loop() and not self._task.done()
 
     async def ready(self) -> None:
-        """Wait until it has told all that there is; raise why it cannot."""
+        """Wait until it has listed everything; raise why it cannot."""
         await self._told.wait()
         if self._problem is not None:
             raise self._problem
@@ -341,7 +342,7 @@ class _Stream:
             except ExpiredError:
                 version = ""
             except _CutError as error:
-                # It has been a living stream: go on from its last version, without a word.
+                # It has been a living stream: continue from its last version, without a log line.
                 version = error.version
             except LaunchError as error:
                 self._problem = error
@@ -352,7 +353,7 @@ class _Stream:
             await asyncio.sleep(max(pauses.next(), min(asked_pause, _MOST_ASKED_SECONDS)))
 
     async def _follow(self, version: str) -> str:
-        """Follow the stream until it ends; return the version to go on from."""
+        """Follow the stream until it ends; return the version to continue from."""
         query: dict[str, str | int] = {
             "watch": "true",
             "labelSelector": RUNS,
@@ -407,7 +408,7 @@ def run_of(found: Mapping[str, Any]) -> str:
 def object_left_by(resource: Resource, pods: Sequence[Object]) -> Object | None:
     """Return what its pods tell of a run's object that is gone; None where they do not tell that it was of a kind.
 
-    Whoever deletes an object may leave its pods, and a node that is away keeps those that it has: they may still run.
+    A deletion of an object may leave its pods, and a node that is away keeps those that it has: they may still run.
     """
     for pod in pods:
         metadata = pod["metadata"]
