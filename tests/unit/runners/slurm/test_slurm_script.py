@@ -26,7 +26,9 @@ class Job:
         folder.write(run_dir, {script.ENVIRONMENT: script.environment_file(variables), script.SCRIPT: text})
 
     def start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(["sh", str(self.folder / script.SCRIPT)], cwd="/", env={"PATH": os.environ["PATH"]})
+        # As Slurm does. A shell cannot trap a signal that it ignores from the start, as under nohup.
+        command = ["env", "--default-signal", "sh", str(self.folder / script.SCRIPT)]
+        return subprocess.Popen(command, cwd="/", env={"PATH": os.environ["PATH"]})
 
     def run(self) -> int:
         return self.start().wait(60)
