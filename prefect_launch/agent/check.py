@@ -87,7 +87,7 @@ async def check_agent(
         "machine",
         _bad("open files", missing) if missing else _good("open files", f"enough for {config.max_jobs:g} jobs"),
     )
-    if config.builder.type == "kubernetes":
+    if config.builder.builds_in_cluster:
         add("builder", *await _builder(config))
     if config.builder.destination is not None:
         where = config.builder.destination

@@ -71,7 +71,7 @@ class ImageBuilder:
         self.engine = engine or BuildEngine()
         registries = remote or RemoteRegistries()
         self._place: BuildPlace
-        if settings.type == "kubernetes":
+        if settings.builds_in_cluster:
             from prefect_launch.builds.cluster_images import ClusterImages
 
             self._place = ClusterImages(settings, home, holder, registries)

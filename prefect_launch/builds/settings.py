@@ -202,6 +202,11 @@ class BuilderSettings(_Part):
                 " config to a repository, such as registry.example:5000/team/train, or give the job an image."
             )
 
+    @property
+    def builds_in_cluster(self) -> bool:
+        """Whether a Job of a cluster builds, and no Docker Engine."""
+        return self.type == "kubernetes"
+
     def pushing_to(self, repository: str | None) -> BuilderSettings:
         """Return the settings with the repository that a call names, if it names one.
 
@@ -238,7 +243,7 @@ class BuilderSettings(_Part):
     @model_validator(mode="after")
     def _validate_combination(self) -> BuilderSettings:
         given = self.model_fields_set
-        if self.type != "kubernetes":
+        if not self.builds_in_cluster:
             if "kubernetes" in given:
                 raise AgentConfigError(
                     f"builder.kubernetes is for builds in a cluster, and builder.type is {self.type!r}. Set it to"

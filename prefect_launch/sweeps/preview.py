@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from prefect_launch.sweeps.command import variables_of
 from prefect_launch.sweeps.config import SweepConfig
 from prefect_launch.sweeps.history import History
 from prefect_launch.sweeps.samplers.base import Sampler, next_params
@@ -49,7 +50,13 @@ def preview_sweep(config: SweepConfig) -> Preview:
         points=points,
         samples=_samples(_sampler(config)),
         trials=min(limits, default=None),
-        warnings=tuple(config.warnings),
+        warnings=(
+            *config.warnings,
+            *(
+                f"${{envvar:{name}}} is refused when the sweep runs. Let the program read the variable."
+                for name in variables_of(config.command or ())
+            ),
+        ),
     )
 
 

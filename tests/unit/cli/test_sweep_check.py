@@ -55,6 +55,20 @@ def test_check_says_that_a_file_names_no_job_yet(tmp_path: Path) -> None:
         assert ("none yet: give -j JOB" in shown.stdout) is not is_named
 
 
+def test_check_warns_of_a_command_that_is_refused_when_the_sweep_runs_and_shows_no_more_trials_than_there_are(
+    tmp_path: Path,
+) -> None:
+    written = tmp_path / "sweep.yaml"
+    written.write_text(
+        "method: random\nrun_cap: 2\nprogram: train.py\ncommand: [python, --data, '${envvar:DATA}', '${args}']\n"
+        "parameters: {lr: {min: 0.0, max: 1.0}}\n"
+    )
+    told = json.loads(check("--json", str(written)).stdout)
+    assert len(told["samples"]) == told["trials"] == 2
+    [warning] = told["warnings"]
+    assert "${envvar:DATA} is refused when the sweep runs" in warning
+
+
 def test_samples_of_bayes_are_different_points_of_a_small_space() -> None:
     told = json.loads(check("--json", str(FILES / "read" / "bayes-lists-as-values.yaml")).stdout)
 
