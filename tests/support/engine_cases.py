@@ -1,4 +1,4 @@
-"""What an agent promises of work elsewhere, as cases that every real engine is put through by its own tests."""
+"""What an agent promises of work elsewhere: derive a test class from `EngineContract`, and have an `engine_place`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
+
+import pytest
 
 from prefect_launch.core.states import StateType
 from tests.support.agent_thread import running
@@ -47,6 +49,14 @@ class EnginePlace:
         resource: of the queues.
         config: of the queues, with the variables `FOLDER` and `COUNT` of their jobs.
         image: that jobs run in; empty: they are code.
+        go_away: makes the engine not answer.
+        come_back: makes it answer again.
+        away_seconds: how long it is away.
+        many: so many short jobs run at once.
+        slots: how many items an agent works on at a time; None: all of them.
+        more: steps at which an agent is killed, beside those of `PLACES`.
+        delete: deletes a job by hand, as somebody may; None: nobody can.
+        deleted: what the item says then.
     """
 
     server: PrefectServerProcess
@@ -54,7 +64,15 @@ class EnginePlace:
     name: str
     resource: str
     config: Mapping[str, Any]
+    go_away: Callable[[], None]
+    come_back: Callable[[], None]
     image: str = ""
+    away_seconds: float = 10.0
+    many: int = 20
+    slots: int | None = None
+    more: Sequence[str] = ()
+    delete: Callable[[QueuedRun], object] | None = None
+    deleted: str = ""
 
     def site(self, name: str) -> Site:
         """Make a queue."""
@@ -70,11 +88,45 @@ class EnginePlace:
         return site.add(*({**what, **(entry_point if self.image else {}), **name, **more} for name in names))
 
 
-def each_job_runs_once(place: EnginePlace, count: int, *, at_once: int | None = None) -> None:
+class EngineContract:
+    """Cases that every real engine is put through; what the contract of runners has too is for the soak alone."""
+
+    @pytest.mark.timeout(1_800)
+    @pytest.mark.parametrize("count", [None, pytest.param(200, marks=pytest.mark.soak)], ids=["many", "200"])
+    def test_each_of_many_items_at_once_runs_once(self, engine_place: EnginePlace, count: int | None) -> None:
+        each_job_runs_once(engine_place, count or engine_place.many)
+
+    @pytest.mark.timeout(1_800)
+    @pytest.mark.parametrize(
+        "every", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["what differs", "every"]
+    )
+    def test_agent_killed_at_any_step_runs_the_item_once(
+        self, engine_place: EnginePlace, tmp_path_factory: pytest.TempPathFactory, every: bool
+    ) -> None:
+        each_death_leaves_one_run(engine_place, tmp_path_factory.mktemp("lives"), every=every)
+
+    @pytest.mark.parametrize("seconds", [None, pytest.param(60.0, marks=pytest.mark.soak)], ids=["short", "60 s"])
+    def test_nothing_is_lost_while_the_engine_is_away(
+        self, engine_place: EnginePlace, agents: list[ChildProcess], seconds: float | None
+    ) -> None:
+        nothing_is_lost_while_it_is_away(engine_place, agents, seconds or engine_place.away_seconds)
+
+    @pytest.mark.soak
+    def test_silent_item_is_stopped(self, engine_place: EnginePlace) -> None:
+        silent_job_is_stopped(engine_place)
+
+    @pytest.mark.soak
+    def test_item_whose_job_is_deleted_by_hand_says_so(self, engine_place: EnginePlace) -> None:
+        if engine_place.delete is None:
+            pytest.skip("nobody can delete a job of this engine by hand")
+        assert engine_place.deleted in message_of_a_job_that_is_deleted_by_hand(engine_place, engine_place.delete)
+
+
+def each_job_runs_once(place: EnginePlace, count: int) -> None:
     """Queue many short jobs, and let one agent run them all at a time."""
     site = place.site("many")
     runs = place.add(site, 'echo "$LAUNCH_RUN_ID" >> "$FOLDER/ran"', count)
-    agent = site.agent_process("box", "--until-empty", jobs=at_once or count)
+    agent = site.agent_process("box", "--until-empty", jobs=place.slots or count)
     try:
         agent.wait(MANY_SECONDS)
     finally:
@@ -85,14 +137,13 @@ def each_job_runs_once(place: EnginePlace, count: int, *, at_once: int | None = 
     assert ends == {(StateType.COMPLETED, 1): count}
 
 
-def each_death_leaves_one_run(place: EnginePlace, folder: Path, *, every: bool, more: Sequence[str] = ()) -> None:
+def each_death_leaves_one_run(place: EnginePlace, folder: Path, *, every: bool) -> None:
     """Kill an agent at steps between its claim and the item's end; the next one goes on, and the job runs once.
 
     Args:
         place: of the engine.
         folder: for the agents' logs.
         every: take every step that a life without a death shows, and not only those of `PLACES`.
-        more: steps beside those of `PLACES`.
     """
     lives = Lives(folder)
     try:
@@ -110,7 +161,7 @@ def each_death_leaves_one_run(place: EnginePlace, folder: Path, *, every: bool, 
         if every:
             # Once more: now its environment is there.
             harness.may_miss, unharmed = True, live_unharmed(harness, "unharmed-too")
-        crash_at(harness, unharmed.calls if every else [*PLACES, *more])
+        crash_at(harness, unharmed.calls if every else [*PLACES, *place.more])
     finally:
         lives.close()
 
@@ -126,26 +177,20 @@ def live_unharmed(harness: CrashHarness, name: str) -> Life:
     return life
 
 
-def nothing_is_lost_while_it_is_away(
-    place: EnginePlace,
-    agents: list[ChildProcess],
-    go_away: Callable[[], None],
-    come_back: Callable[[], None],
-    seconds: float,
-) -> None:
+def nothing_is_lost_while_it_is_away(place: EnginePlace, agents: list[ChildProcess], seconds: float) -> None:
     """Let the engine be away while a job ends and another is queued: both end as they did, once."""
     site = place.site("away")
     (run,) = place.add(site, REPORT_LOSS + 'echo on; while [ ! -e "$FOLDER/go" ]; do sleep 0.1; done; echo off')
     agents.append(site.agent_process(jobs=2))
     until(lambda: "on" in site.log(run), ONE_SECONDS)
-    go_away()
+    place.go_away()
     try:
         (late,) = place.add(site, "echo late")
         (place.folder / "go").touch()
         time.sleep(seconds)  # So long it is away.
         assert not {"Running", "Completed"} & {*site.states(late)}, "the engine was not away"
     finally:
-        come_back()
+        place.come_back()
     for one, lines in ((run, ["on", "off"]), (late, ["late"])):
         until(partial(_has_ended, one), ONE_SECONDS)
         assert (site.states(one)[-1], site.flow_run(one).run_count, site.log(one).splitlines()) == (
@@ -175,7 +220,7 @@ def silent_job_is_stopped(place: EnginePlace) -> None:
         assert not (place.folder / "alive").exists()
 
 
-def message_of_a_job_that_is_deleted_by_hand(place: EnginePlace, delete: Callable[[QueuedRun], None]) -> str:
+def message_of_a_job_that_is_deleted_by_hand(place: EnginePlace, delete: Callable[[QueuedRun], object]) -> str:
     """Let somebody delete a running job on the engine; return what its item says, which must not have completed."""
     site = place.site("deleted")
     (run,) = place.add(site, "echo up; sleep 600", retries=0)

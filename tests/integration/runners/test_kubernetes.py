@@ -22,20 +22,12 @@ from prefect_launch.runners.remote.jobs import RunHandle
 from prefect_launch.runners.remote.kubernetes.holding import HOLD
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
 from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract, run
-from tests.support.engine_cases import (
-    EnginePlace,
-    each_death_leaves_one_run,
-    each_job_runs_once,
-    message_of_a_job_that_is_deleted_by_hand,
-    nothing_is_lost_while_it_is_away,
-    silent_job_is_stopped,
-)
+from tests.support.engine_cases import EngineContract, EnginePlace
 from tests.support.kubernetes_cluster import KubernetesCluster, wait_until
 from tests.support.kubernetes_relay import KubernetesRelay, kubernetes_relay
 
 if TYPE_CHECKING:
     from tests.support.prefect_server import PrefectServerProcess
-    from tests.support.processes import ChildProcess
 from tests.support.training_operator import TrainingOperator
 
 pytestmark = pytest.mark.engine
@@ -451,48 +443,27 @@ def engine_place(
         "volumes": f"{tmp_path}:{tmp_path}",
         "env": {"FOLDER": str(tmp_path), "COUNT": str(tmp_path)},
     }
-    image = kubernetes_cluster.shell_image
-    return EnginePlace(prefect_server, tmp_path, unique, "kubernetes", config, image)
+    node = kubernetes_cluster.node
 
-
-@pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.soak)])
-def test_each_of_many_items_at_once_runs_once(engine_place: EnginePlace, count: int) -> None:
-    each_job_runs_once(engine_place, count)
-
-
-@pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["what differs", "every"])
-def test_agent_killed_at_any_step_runs_the_item_once(
-    engine_place: EnginePlace, tmp_path_factory: pytest.TempPathFactory, every: bool
-) -> None:
-    each_death_leaves_one_run(engine_place, tmp_path_factory.mktemp("lives"), every=every)
-
-
-@pytest.mark.parametrize("seconds", [10.0, pytest.param(60.0, marks=pytest.mark.soak)])
-def test_nothing_is_lost_while_the_api_server_is_away(
-    engine_place: EnginePlace, kubernetes_cluster: KubernetesCluster, agents: list[ChildProcess], seconds: float
-) -> None:
-    assert kubernetes_cluster.node is not None
-    away, back = kubernetes_cluster.node.kill_api_server, kubernetes_cluster.node.start_api_server
-    nothing_is_lost_while_it_is_away(engine_place, agents, away, back, seconds)
-
-
-@pytest.mark.soak  # The contract of runners has it too.
-def test_silent_item_is_stopped(engine_place: EnginePlace) -> None:
-    silent_job_is_stopped(engine_place)
-
-
-@pytest.mark.soak  # That the runner says so is tested above.
-def test_item_whose_job_is_deleted_by_hand_says_so(
-    engine_place: EnginePlace, kubernetes_cluster: KubernetesCluster
-) -> None:
     def delete(run: QueuedRun) -> None:
-        kubernetes_cluster.kubectl(
-            "delete", "job", f"launch-{run.id}-1", "--wait=false", "-n", engine_place.config["namespace"]
-        )
+        kubernetes_cluster.kubectl("delete", "job", f"launch-{run.id}-1", "--wait=false", "-n", namespace)
 
-    assert "somebody else deleted the Job" in message_of_a_job_that_is_deleted_by_hand(engine_place, delete)
+    return EnginePlace(
+        prefect_server,
+        tmp_path,
+        unique,
+        "kubernetes",
+        config,
+        node.kill_api_server,
+        node.start_api_server,
+        image=kubernetes_cluster.shell_image,
+        delete=delete,
+        deleted="somebody else deleted the Job",
+    )
+
+
+class TestEngine(EngineContract):
+    """An agent's promises, kept on a real cluster."""
 
 
 async def _reasons(runner: KubernetesRunner, plan: RunPlan) -> list[str]:

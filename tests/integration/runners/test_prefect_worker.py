@@ -16,13 +16,7 @@ from prefect_launch.core.masking import MASK
 from prefect_launch.errors import QueueError
 from prefect_launch.runners.remote.prefect.runner import FLOW
 from prefect_launch.server.secrets import reference_to
-from tests.support.engine_cases import (
-    EnginePlace,
-    each_death_leaves_one_run,
-    each_job_runs_once,
-    nothing_is_lost_while_it_is_away,
-    silent_job_is_stopped,
-)
+from tests.support.engine_cases import EngineContract, EnginePlace
 from tests.support.live import REPORT_LOSS, Site, until
 from tests.support.prefect_worker import PrefectWorkerProcess
 
@@ -139,32 +133,16 @@ def engine_place(
     prefect_server: PrefectServerProcess, processes: PrefectWorkerProcess, tmp_path: Path, unique: str
 ) -> EnginePlace:
     config = {"work_pool": processes.pool, "env": {"FOLDER": str(tmp_path), "COUNT": str(tmp_path)}}
-    return EnginePlace(prefect_server, tmp_path, unique, "prefect", config)
+    return EnginePlace(
+        prefect_server, tmp_path, unique, "prefect", config, processes.kill, processes.start, many=10, slots=16
+    )
 
 
-@pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.soak)])
-def test_each_of_many_items_at_once_runs_once(engine_place: EnginePlace, count: int) -> None:
-    each_job_runs_once(engine_place, count, at_once=16)
+class TestEngine(EngineContract):
+    """An agent's promises, kept by a real worker."""
 
-
-@pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["what differs", "every"])
-def test_agent_killed_at_any_step_runs_the_item_once(
-    engine_place: EnginePlace, tmp_path_factory: pytest.TempPathFactory, every: bool
-) -> None:
-    each_death_leaves_one_run(engine_place, tmp_path_factory.mktemp("lives"), every=every)
-
-
-@pytest.mark.parametrize("seconds", [10.0, pytest.param(60.0, marks=pytest.mark.soak)])
-def test_nothing_is_lost_while_the_worker_is_away(
-    engine_place: EnginePlace, processes: PrefectWorkerProcess, agents: list[ChildProcess], seconds: float
-) -> None:
-    nothing_is_lost_while_it_is_away(engine_place, agents, processes.kill, processes.start, seconds)
-
-
-def test_silent_item_is_stopped(engine_place: EnginePlace) -> None:
-    silent_job_is_stopped(engine_place)
+    def test_silent_item_is_stopped(self, engine_place: EnginePlace) -> None:
+        super().test_silent_item_is_stopped(engine_place)
 
 
 def test_item_waits_for_a_worker_and_says_so_and_outlives_one_that_is_killed(

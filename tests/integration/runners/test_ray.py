@@ -15,14 +15,7 @@ from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.remote.ray.client import RayClient
 from prefect_launch.runners.remote.ray.runner import RayRunner
 from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract
-from tests.support.engine_cases import (
-    EnginePlace,
-    each_death_leaves_one_run,
-    each_job_runs_once,
-    message_of_a_job_that_is_deleted_by_hand,
-    nothing_is_lost_while_it_is_away,
-    silent_job_is_stopped,
-)
+from tests.support.engine_cases import EngineContract, EnginePlace
 from tests.support.live import REPORT_LOSS, Site, until
 from tests.support.ray import GATE, RayHead
 
@@ -32,8 +25,6 @@ if TYPE_CHECKING:
     from tests.support.processes import ChildProcess
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-
-AWAY_SECONDS = 30.0
 
 
 class LosingTransport(httpx.AsyncHTTPTransport):
@@ -153,41 +144,31 @@ def test_code_runs_to_completed_with_its_log_and_outputs(site: Site) -> None:
 def engine_place(prefect_server: PrefectServerProcess, ray_head: RayHead, tmp_path: Path, unique: str) -> EnginePlace:
     # So many jobs at a time as there is room for: each has a process of Ray's beside its own.
     config = {"cpus": 0.25, "env": {"FOLDER": str(tmp_path), "COUNT": str(tmp_path)}}
-    return EnginePlace(prefect_server, tmp_path, unique, "ray", config)
 
-
-@pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("count", [8, pytest.param(200, marks=pytest.mark.soak)])
-def test_each_of_many_items_at_once_runs_once(engine_place: EnginePlace, count: int) -> None:
-    each_job_runs_once(engine_place, count)
-
-
-@pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["what differs", "every"])
-def test_agent_killed_at_any_step_runs_the_item_once(
-    engine_place: EnginePlace, tmp_path_factory: pytest.TempPathFactory, every: bool
-) -> None:
-    each_death_leaves_one_run(engine_place, tmp_path_factory.mktemp("lives"), every=every)
-
-
-@pytest.mark.parametrize("seconds", [AWAY_SECONDS, pytest.param(60.0, marks=pytest.mark.soak)])
-def test_nothing_is_lost_while_the_head_is_away(
-    engine_place: EnginePlace, ray_head: RayHead, agents: list[ChildProcess], seconds: float
-) -> None:
-    nothing_is_lost_while_it_is_away(engine_place, agents, ray_head.relay.cut, ray_head.relay.mend, seconds)
-
-
-@pytest.mark.soak  # The contract of runners has it too.
-def test_silent_item_is_stopped(engine_place: EnginePlace) -> None:
-    silent_job_is_stopped(engine_place)
-
-
-def test_item_whose_job_is_stopped_by_hand_says_so(engine_place: EnginePlace, ray_head: RayHead) -> None:
     def stop(run: QueuedRun) -> None:
         with ray_head.client() as client:
             client.post(f"/api/jobs/launch-{run.id}-1/stop").raise_for_status()
 
-    assert "somebody stopped it in Ray" in message_of_a_job_that_is_deleted_by_hand(engine_place, stop)
+    return EnginePlace(
+        prefect_server,
+        tmp_path,
+        unique,
+        "ray",
+        config,
+        ray_head.relay.cut,
+        ray_head.relay.mend,
+        away_seconds=30.0,
+        many=8,
+        delete=stop,
+        deleted="somebody stopped it in Ray",
+    )
+
+
+class TestEngine(EngineContract):
+    """An agent's promises, kept on a real head."""
+
+    def test_item_whose_job_is_deleted_by_hand_says_so(self, engine_place: EnginePlace) -> None:
+        super().test_item_whose_job_is_deleted_by_hand_says_so(engine_place)
 
 
 def test_asked_for_stop_ends_the_job_and_says_so(site: Site, agents: list[ChildProcess]) -> None:

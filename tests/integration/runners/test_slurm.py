@@ -12,24 +12,15 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.errors import SpecError
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.remote.jobs import RunHandle
 from prefect_launch.runners.remote.slurm import script
 from prefect_launch.runners.remote.slurm.runner import SlurmRunner
 from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract
-from tests.support.engine_cases import (
-    EnginePlace,
-    each_death_leaves_one_run,
-    each_job_runs_once,
-    message_of_a_job_that_is_deleted_by_hand,
-    nothing_is_lost_while_it_is_away,
-    silent_job_is_stopped,
-)
+from tests.support.engine_cases import EngineContract, EnginePlace
 from tests.support.live import REPORT_LOSS, Site
 from tests.support.prefect_server import PrefectServerProcess
-from tests.support.processes import ChildProcess
 from tests.support.slurm import SlurmCluster, lossy_programs
 
 
@@ -334,41 +325,21 @@ def engine_place(
     prefect_server: PrefectServerProcess, slurm_cluster: SlurmCluster, tmp_path: Path, unique: str
 ) -> EnginePlace:
     config = {"memory": "100m", "env": {"FOLDER": str(tmp_path), "COUNT": str(tmp_path)}}
-    return EnginePlace(prefect_server, tmp_path, unique, "slurm", config)
+    return EnginePlace(
+        prefect_server,
+        tmp_path,
+        unique,
+        "slurm",
+        config,
+        slurm_cluster.kill_controller,
+        slurm_cluster.start_controller,
+        away_seconds=20.0,
+        many=40,
+        more=["after sbatch 1"],  # Slurm has the job then, and the agent's home does not know it.
+        delete=lambda run: slurm_cluster.command("scancel", f"--name=launch-{run.id}-1"),
+        deleted="cancelled it in Slurm",
+    )
 
 
-@pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.soak)])
-def test_each_of_many_items_at_once_runs_once(engine_place: EnginePlace, count: int) -> None:
-    each_job_runs_once(engine_place, count)
-
-
-@pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["what differs", "every"])
-def test_agent_killed_at_any_step_runs_the_item_once(
-    engine_place: EnginePlace, tmp_path_factory: pytest.TempPathFactory, every: bool
-) -> None:
-    # Slurm has the job then, and the agent's home does not know it.
-    more = ["after sbatch 1"]
-    each_death_leaves_one_run(engine_place, tmp_path_factory.mktemp("lives"), every=every, more=more)
-
-
-@pytest.mark.parametrize("seconds", [20.0, pytest.param(60.0, marks=pytest.mark.soak)])
-def test_nothing_is_lost_while_the_controller_is_away(
-    engine_place: EnginePlace, slurm_cluster: SlurmCluster, agents: list[ChildProcess], seconds: float
-) -> None:
-    away, back = slurm_cluster.kill_controller, slurm_cluster.start_controller
-    nothing_is_lost_while_it_is_away(engine_place, agents, away, back, seconds)
-
-
-@pytest.mark.soak  # The contract of runners has it too.
-def test_silent_item_is_stopped(engine_place: EnginePlace) -> None:
-    silent_job_is_stopped(engine_place)
-
-
-@pytest.mark.soak  # That the runner says so is tested above.
-def test_item_whose_job_is_cancelled_by_hand_says_so(engine_place: EnginePlace, slurm_cluster: SlurmCluster) -> None:
-    def cancel(run: QueuedRun) -> None:
-        slurm_cluster.command("scancel", f"--name=launch-{run.id}-1")
-
-    assert "cancelled it in Slurm" in message_of_a_job_that_is_deleted_by_hand(engine_place, cancel)
+class TestEngine(EngineContract):
+    """An agent's promises, kept on a real cluster."""
