@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from prefect_launch.cli.item_view import LogTail, duration_of, fields_of, start_in_words, state_of, write_log
+from prefect_launch.cli.item_view import LogTail, start_in_words, write_log
 from prefect_launch.cli.launch_options import LaunchOptions, parameter_of
 from prefect_launch.cli.options import JsonOption, examples, flattened, single
 from prefect_launch.cli.output import Column, lasted, print_details, print_json, print_table
 from prefect_launch.cli.process import connected, ending_in_order
+from prefect_launch.client.item_fields import duration_of, fields_of, state_of
 from prefect_launch.core.names import short_id
 
 if TYPE_CHECKING:

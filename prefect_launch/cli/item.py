@@ -9,21 +9,16 @@ import typer
 
 from prefect_launch.cli.item_view import (
     due_in_words,
-    duration_of,
-    fields_of,
     find,
     metrics_in_words,
-    request_of,
     short_source,
-    source_of,
     start_in_words,
-    started_at,
-    state_of,
     waiting_fields,
 )
 from prefect_launch.cli.options import JsonOption, examples, group
 from prefect_launch.cli.output import Column, ago, at, lasted, print_details, print_json, print_table
 from prefect_launch.cli.process import connected
+from prefect_launch.client.item_fields import duration_of, fields_of, request_of, source_of, started_at, state_of
 from prefect_launch.core.names import short_id, short_ids
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.terminal import printable

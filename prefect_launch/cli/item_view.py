@@ -1,11 +1,11 @@
-"""Views of an item: as a row for people, as fields for programs, its log; and the search by id, part of it, or name."""
+"""Views of an item for people, its log, and the search for it by id, part of it, or name."""
 
 from __future__ import annotations
 
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -13,9 +13,10 @@ from uuid import UUID
 import typer
 
 from prefect_launch.cli.output import ago, until
+from prefect_launch.client.item_fields import state_of
 from prefect_launch.core.states import StateType
 from prefect_launch.core.terminal import line
-from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError
+from prefect_launch.errors import InvalidNameError, NotFoundError
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
@@ -33,8 +34,6 @@ _SEARCHED: Final = 2_000
 _DIGEST_CHARS: Final = 12
 #: How many candidates a refusal names.
 _NAMED: Final = 10
-#: What the item of a sweep runs, in place of a job.
-SWEEP: Final = "sweep"
 _PART = re.compile(r"[0-9a-f-]*\Z")
 
 
@@ -82,51 +81,6 @@ def _is_uuid(text: str) -> bool:
     return True
 
 
-def request_of(item: Item) -> dict[str, Any]:
-    """Return what an item asks for; for an invalid spec, only its job and inputs; for a sweep, its configuration."""
-    from prefect_launch.spec.item_parameters import JOB_LABEL, is_scheduler, spec_of
-
-    if is_scheduler(item):
-        given = {name: value for name, value in item.parameters.items() if value is not None}
-        return {"job": source_of(item), "inputs": {}, "sweep": given}
-    try:
-        spec = spec_of(item)
-    except LaunchError:
-        return {"job": item.labels.get(JOB_LABEL), "inputs": item.parameters}
-    return {
-        "job": item.labels.get(JOB_LABEL) or spec.job,
-        "image": spec.image,
-        "digest": spec.docker.digest,
-        "uri": spec.uri,
-        "entity": spec.entity,
-        "project": spec.project,
-        "author": spec.author,
-        "run_id": spec.run_id,
-        "sweep_id": spec.sweep_id,
-        "inputs": spec.overrides.run_config,
-        "args": list(spec.overrides.args),
-        "entry_point": list(spec.overrides.entry_point or ()),
-        "resource_args": spec.resource_args,
-        "template_variables": spec.template_variables,
-    }
-
-
-def source_of(item: Item) -> str:
-    """Return what an item runs: its job, at its version, its image, or its git URI; an empty text for neither.
-
-    Of a sweep it is the word `sweep`: its trials are items of their own.
-    """
-    from prefect_launch.spec.item_parameters import JOB_LABEL, is_scheduler, options_of
-
-    if is_scheduler(item):
-        return SWEEP
-    given = options_of(item)
-    docker = given.get("docker")
-    image = docker.get("docker_image") if isinstance(docker, Mapping) else None
-    named = item.labels.get(JOB_LABEL) or given.get("job") or given.get("docker_image") or image
-    return str(named or given.get("image_uri") or given.get("uri") or "")
-
-
 def short_source(source: str) -> str:
     """Return what an item runs as a list shows it: `train:v0`, `busybox:1`, `team/digits` of a git remote."""
     name, digest, value = source.rpartition("/")[2].partition("@sha256:")
@@ -135,46 +89,6 @@ def short_source(source: str) -> str:
     if "://" in source or "@" in source:
         return "/".join(re.split(r"[/:]+", source.rstrip("/").removesuffix(".git"))[-2:])
     return name
-
-
-def state_of(item: Item) -> str:
-    """Return its state's name in lower case."""
-    return (item.state_name or "unknown").lower()
-
-
-def started_at(item: Item) -> datetime | None:
-    """Return when it began to run, or `None`: the server sets a start time even for an item that never ran."""
-    return item.start_time if item.run_count else None
-
-
-def duration_of(item: Item) -> float | None:
-    """Return how long it ran or has been running, in seconds."""
-    started = started_at(item)
-    return None if started is None else ((item.end_time or datetime.now(timezone.utc)) - started).total_seconds()
-
-
-def fields_of(run: QueuedRun, item: Item) -> dict[str, Any]:
-    """Return what a list shows of an item, for programs."""
-    return {
-        "id": run.id,
-        "name": run.name,
-        "run_id": run.run_id,
-        "queue": run.queue_name,
-        "state": state_of(item),
-        "state_type": item.state_type,
-        "message": item.message,
-        "priority": int(run.priority),
-        "job": source_of(item),
-        "entity": run.entity,
-        "project": run.project,
-        "attempts": item.run_count,
-        "created": item.created,
-        "started": started_at(item),
-        "ended": item.end_time,
-        "due": item.next_scheduled_start_time if item.state_type is StateType.SCHEDULED else None,
-        "duration_seconds": duration_of(item),
-        "url": run.url,
-    }
 
 
 def metrics_in_words(metrics: Metrics) -> str:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prefect_launch.cli.item_view import state_of
 from prefect_launch.cli.options import JsonOption, examples, group
 from prefect_launch.cli.output import Column, ago, print_details, print_json, print_table
 from prefect_launch.cli.process import connected
+from prefect_launch.client.item_fields import state_of
 from prefect_launch.core.names import short_id, short_ids
 from prefect_launch.core.terminal import printable
 

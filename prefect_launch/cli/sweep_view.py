@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import typer
 
-from prefect_launch.cli.item_view import state_of
 from prefect_launch.cli.output import Column, details_of, print_details, print_table, table_of
+from prefect_launch.client.item_fields import state_of
 from prefect_launch.core.terminal import printable, unguarded_stdout
 
 if TYPE_CHECKING:
