@@ -6,7 +6,6 @@ what is found.
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -129,8 +128,9 @@ async def _queue(session: Session, name: str, config: AgentConfig, runners: Mapp
         return [*found, _bad(queue.resource, str(error))]
     runner.agent = config.name
     try:
-        findings = await asyncio.wait_for(runner.diagnose(queue.resource_args), _ANSWER_SECONDS)
-    except asyncio.TimeoutError:
+        with anyio.fail_after(_ANSWER_SECONDS):
+            findings = await runner.diagnose(queue.resource_args)
+    except TimeoutError:
         findings = [_bad(queue.resource, f"It has not answered within {_ANSWER_SECONDS:g} s.")]
     except Exception as error:  # noqa: BLE001 - one resource that fails hides nothing of the others
         findings = [_bad(queue.resource, str(error) or type(error).__name__)]
@@ -145,8 +145,9 @@ async def _builder(config: AgentConfig) -> list[Finding]:
     from prefect_launch.builds.cluster_images import diagnose_builder
 
     try:
-        return await asyncio.wait_for(diagnose_builder(config.builder, config.home), _ANSWER_SECONDS)
-    except asyncio.TimeoutError:
+        with anyio.fail_after(_ANSWER_SECONDS):
+            return await diagnose_builder(config.builder, config.home)
+    except TimeoutError:
         return [_bad("Kubernetes", f"It has not answered within {_ANSWER_SECONDS:g} s.")]
     except LaunchError as error:
         return [_bad("Kubernetes", str(error))]
@@ -177,11 +178,12 @@ def _can_lock(home: Path) -> bool:
 async def _registry(registry: Registry, destination: str) -> Finding:
     """Look whether the repository of built images can be read; whether it can be written, the first push shows."""
     try:
-        await asyncio.wait_for(registry.digest_of(f"{destination}:prefect-launch-check"), _ANSWER_SECONDS)
+        with anyio.fail_after(_ANSWER_SECONDS):
+            await registry.digest_of(f"{destination}:prefect-launch-check")
         login = await registry.credentials_for(destination)
     except LaunchError as error:
         return _bad("login", str(error))
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return _bad("login", f"The registry of {destination} has not answered within {_ANSWER_SECONDS:g} s.")
     return _good("login", f"{destination}, {f'as {login.user}' if login else 'without credentials'}")
 

@@ -12,11 +12,13 @@ import os
 import sys
 from importlib.resources import files
 from pathlib import Path
+from subprocess import TimeoutExpired
 from typing import Final
 
 import anyio
 
 from prefect_launch.core.subprocesses import run_command
+from prefect_launch.core.units import format_duration
 from prefect_launch.errors import SpecError
 
 #: Importing a module of a job may import a large framework, from a cold disk.
@@ -38,23 +40,27 @@ async def read_schema_class(module: str, attribute: str, *, folder: Path) -> obj
     async with anyio.TemporaryDirectory(prefix="launch-schema-") as scratch:
         answer = anyio.Path(scratch, "schema.json")
         command = [sys.executable, "-m", __name__, module, attribute, str(answer)]
+        where = Path(await anyio.Path(folder).resolve())
         try:
-            with anyio.fail_after(_TIMEOUT_SECONDS):
-                where = Path(await anyio.Path(folder).resolve())
-                ended = await run_command(command, cwd=where, env=await _environment(folder))
-        except TimeoutError:
+            ended = await run_command(command, cwd=where, env=await _environment(folder), seconds=_TIMEOUT_SECONDS)
+        except TimeoutExpired as late:
             raise SpecError(
-                f"Importing the schema {name} took more than {_TIMEOUT_SECONDS:.0f} s. Put the class into a module that"
-                " does nothing when it is imported."
+                f"Importing the schema {name} took more than {format_duration(late.timeout)}:"
+                f" {_last_line(late.stderr) or 'it said nothing'}. Put the class into a module that does nothing when"
+                " it is imported."
             ) from None
         if ended.returncode != 0 or not await answer.exists():
-            last = ended.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit code {ended.returncode}"]
+            last = _last_line(ended.stderr) or f"exit code {ended.returncode}"
             raise SpecError(
-                f"The schema {name} cannot be imported from {folder}: {last[0]}. It must be a pydantic class, or a"
+                f"The schema {name} cannot be imported from {folder}: {last}. It must be a pydantic class, or a"
                 " dict, in a module that can be imported in this environment; or give the schema as a JSON file."
             )
         schema: object = json.loads(await answer.read_text(encoding="utf-8"))
         return schema
+
+
+def _last_line(output: bytes | None) -> str:
+    return next(iter((output or b"").decode(errors="replace").strip().splitlines()[-1:]), "")
 
 
 async def _environment(folder: Path) -> dict[str, str]:

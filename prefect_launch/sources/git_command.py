@@ -18,12 +18,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import TimeoutExpired
 from typing import Final
-
-import anyio
 
 from prefect_launch.core.masking import Mask, without_users
 from prefect_launch.core.subprocesses import run_command
+from prefect_launch.core.units import format_duration
 from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchError, OperatorError, SourceError
 from prefect_launch.server.secrets import ReadSecret, read_secret
 from prefect_launch.sources.remote import ALLOWED_PROTOCOLS, GitCredential, GitSettings, split_remote
@@ -133,19 +133,19 @@ class Git:
             command = ["git", *(part for setting in settings for part in ("-c", setting)), *arguments]
             environment = {**self._environment(), **access.environment}
             try:
-                with anyio.fail_after(seconds):
-                    ended = await run_command(command, cwd=cwd, env=environment, inherited=inherited)
+                ended = await run_command(command, cwd=cwd, env=environment, inherited=inherited, seconds=seconds)
             except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
                 raise OperatorError(
                     f"git cannot be run in {cwd}: {error}. Install git on this machine, and let this user run it there."
                 ) from None
-            except TimeoutError:
+            except TimeoutExpired as late:
                 raise InfrastructureError(
-                    f"'git {arguments[0]}'{_of(remote)} took more than {seconds:.0f} s. Look at the network, and at the"
-                    " git host; a repository that is that large wants a longer 'timeout' in the git settings."
+                    f"'git {arguments[0]}'{_of(remote)} took more than {format_duration(late.timeout)}:"
+                    f" {_reason(access.shown(late.stderr))}. Look at the network, and at the git host; a repository"
+                    " that is that large wants a longer 'timeout' in the git settings."
                 ) from None
         if ended.returncode != 0:
-            raise _fault(arguments[0], remote, access.mask.text(without_users(ended.stderr.decode(errors="replace"))))
+            raise _fault(arguments[0], remote, access.shown(ended.stderr))
         return ended.stdout.decode(errors="replace")
 
     async def init(self, folder: Path, *, bare: bool = True) -> None:
@@ -182,9 +182,7 @@ class Git:
 
 
 def _fault(command: str, remote: str | None, output: str) -> InfrastructureError | SourceError:
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    reason = " | ".join(lines[-4:])[:600].rstrip(".") or "it said nothing"
-    message = f"'git {command}'{_of(remote)} failed: {reason}."
+    message = f"'git {command}'{_of(remote)} failed: {_reason(output)}."
     if _DISK_FAULT.search(output):
         return InfrastructureError(f"{message} Make room on this machine's disk.")
     if _ACCESS_FAULT.search(output):
@@ -200,6 +198,11 @@ def _fault(command: str, remote: str | None, output: str) -> InfrastructureError
         f"{message} Check that the remote and the commit exist and that this machine may read them (git runs without"
         " asking for passwords)."
     )
+
+
+def _reason(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return " | ".join(lines[-4:])[:600].rstrip(".") or "it said nothing"
 
 
 def _of(remote: str | None) -> str:
@@ -219,6 +222,10 @@ class Access:
     config: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict, repr=False)
     mask: Mask = field(default_factory=Mask)
+
+    def shown(self, output: bytes | None) -> str:
+        """Return what git said, without secrets."""
+        return self.mask.text(without_users((output or b"").decode(errors="replace")))
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from subprocess import STDOUT
+from subprocess import STDOUT, TimeoutExpired
 
 import anyio
 import pytest
@@ -49,6 +49,21 @@ async def test_scope_whose_time_is_up_ends_the_program_and_its_children(tmp_path
         await run_command(command, cwd=tmp_path)
     assert scope.cancelled_caught
     await _gone(await _child(tmp_path))
+
+
+SAYS_WHY = ["sh", "-c", "echo 'no such host, retrying' >&2; sleep 300"]
+
+
+async def test_program_that_is_killed_at_its_time_limit_has_said_why() -> None:
+    with pytest.raises(TimeoutExpired) as late:
+        await run_command(SAYS_WHY, seconds=0.5)
+    assert (late.value.timeout, late.value.stderr) == (0.5, b"no such host, retrying\n")
+
+
+async def test_program_ends_before_the_time_limit_of_its_caller_and_has_said_why() -> None:
+    with anyio.fail_after(2), pytest.raises(TimeoutExpired) as late:
+        await run_command(SAYS_WHY, seconds=30)
+    assert (late.value.timeout < 2, late.value.stderr) == (True, b"no such host, retrying\n")
 
 
 async def _child(folder: Path) -> int:

@@ -163,3 +163,17 @@ def test_command_exits_with_one_when_something_is_missing(
     found = json.loads(data.stdout)
     assert {"where", "name", "is_ok", "detail"} == set(found[0])
     assert any(not one["is_ok"] for one in found) is bool(code)
+
+
+async def test_check_of_a_resource_whose_command_hangs_gives_the_commands_last_words(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.api.create_run_queue("hpc", "slurm")
+    for program in ("sbatch", "squeue", "scontrol", "scancel", "sinfo"):
+        path = tmp_path / program
+        path.write_text("#!/bin/sh\necho 'error: no route to node0, retrying' >&2\nexec sleep 300\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr("prefect_launch.agent.check._ANSWER_SECONDS", 2.0)
+    missing = await bench.missing(queues=["hpc"])
+    assert "no route to node0, retrying" in missing["queue hpc", "controller"]

@@ -66,6 +66,16 @@ async def test_class_in_the_code_folder_is_imported_in_a_process_of_its_own(tmp_
     assert os.listdir(tmp_path) == ["train.py"]
 
 
+async def test_class_that_takes_too_long_to_import_has_said_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "import sys, time; print('waiting for the data', file=sys.stderr, flush=True); time.sleep(300)"
+    (tmp_path / "slow.py").write_text(words)
+    monkeypatch.setattr("prefect_launch.jobs.schema_class._TIMEOUT_SECONDS", 3.0)
+    with pytest.raises(SpecError, match=r"took more than 3 s: waiting for the data\."):
+        await load_schema("slow:Inputs", folder=tmp_path)
+
+
 async def test_class_that_cannot_be_imported_is_refused_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(MODULE)
     (tmp_path / "broken.py").write_text("import nothing_of_that_name")

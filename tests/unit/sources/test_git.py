@@ -84,6 +84,18 @@ async def test_missing_git_is_told_to_the_machines_operator(
         await resolve_commit(GIT, repository.url, None)
 
 
+async def test_git_that_is_given_up_has_said_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "git"
+    program.write_text(
+        "#!/bin/sh\necho 'no answer from https://me:hunter2@git.example, retrying' >&2\nexec sleep 300\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(InfrastructureError, match=r"took more than 0\.5 s: no answer from .*, retrying\. Look") as late:
+        await GIT.run("fetch", cwd=tmp_path, timeout=0.5)
+    assert "hunter2" not in str(late.value)
+
+
 async def test_folder_that_git_cannot_enter_is_reported_and_no_other_one_is_asked(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from subprocess import TimeoutExpired
 from typing import Final
 
-import anyio
+from anyio import to_thread
 
 from prefect_launch.core.subprocesses import run_command
+from prefect_launch.core.units import format_duration
 from prefect_launch.errors import InfrastructureError, NoRoomError, UnreachableError
 
 #: While the controller is away a command of Slurm waits for it; longer than any answer of a busy one takes.
@@ -24,7 +26,8 @@ _OF_CLUSTER: Final = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
 _OF_SLURM: Final = re.compile(r"(SLURM|SBATCH|SALLOC|SQUEUE|SCANCEL|SINFO|SACCT|SCONTROL)_")
 #: What the commands say when the controller, and not the request, is at fault.
 _AWAY: Final = re.compile(
-    r"unable to contact slurm controller|connect failure|connection (refused|timed out|reset)|socket timed out"
+    r"slurmctld\(\w+\) at \S+ is down|unable to contact slurm controller"
+    r"|connect failure|connection (refused|timed out|reset)|socket timed out"
     r"|zero bytes were transmitted|backup controller|communication (connection )?failure|protocol authentication error"
     r"|munge (encode|decode) failed|could not establish a configuration source|in standby mode|unable to establish"
     r"|communication shutdown failure|authentication (agent|credential)|insane message length|slurmdbd"
@@ -59,23 +62,25 @@ async def run_slurm(program: str, *arguments: str, env: Mapping[str, str] | None
         What it printed.
 
     Raises:
-        UnreachableError: when it is not installed, the controller is away, or no answer came in time. What was asked
-            for may have been done.
+        UnreachableError: when it or the cluster's configuration is not there, the controller is away, or no answer
+            came in time. What was asked for may have been done.
         NoRoomError: when Slurm would take the same request at another time.
         CommandFailedError: when it refused, with its own words.
     """
     environment = {**_without_slurm(os.environ if env is None else env), **_cluster(os.environ)}
+    await _check_config(environment.get("SLURM_CONF"))
     try:
-        with anyio.fail_after(COMMAND_SECONDS):
-            done = await run_command([program, *arguments], env=environment)
+        done = await run_command([program, *arguments], env=environment, seconds=COMMAND_SECONDS)
     except FileNotFoundError:
         raise UnreachableError(
             f"The program {program!r} of Slurm is not on this machine's PATH. Run the agent on a login node, or install"
             " Slurm's client programs (Debian: slurm-client)."
         ) from None
-    except TimeoutError:
+    except TimeoutExpired as late:
+        said = _words(late.stderr or b"") or "it said nothing"
         raise UnreachableError(
-            f"Slurm did not answer {program!r} within {COMMAND_SECONDS:g} s. Look at its controller (scontrol ping)."
+            f"Slurm did not answer {program!r} within {format_duration(late.timeout)}: {said}. Look at its controller"
+            " (scontrol ping)."
         ) from None
     except OSError as error:  # Too many processes or open files, say.
         raise UnreachableError(
@@ -91,9 +96,18 @@ async def run_slurm(program: str, *arguments: str, env: Mapping[str, str] | None
     raise CommandFailedError(said)
 
 
+async def _check_config(path: str | None) -> None:
+    """Look for the configuration first: without it, Slurm's commands look for a minute."""
+    if path and not await to_thread.run_sync(os.access, path, os.R_OK):
+        raise UnreachableError(
+            f"The configuration of Slurm {path!r}, which the agent's environment names in SLURM_CONF, cannot be read."
+            " Correct SLURM_CONF, or leave it out on a machine of the cluster; then start the agent again."
+        )
+
+
 def _words(output: bytes) -> str:
-    """Return what a program complained of in one line, without its name before each line."""
-    lines = [re.sub(r"^\w+: (error: )?", "", line.strip()) for line in output.decode(errors="replace").splitlines()]
+    """Return what a program complained of in one line, without its name before each line and without stars."""
+    lines = [re.sub(r"^\w+: (error: )?", "", line.strip(" *")) for line in output.decode(errors="replace").splitlines()]
     return "; ".join(dict.fromkeys(line for line in lines if line)).rstrip(".")
 
 

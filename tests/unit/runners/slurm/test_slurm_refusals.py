@@ -171,11 +171,28 @@ async def test_controller_that_is_away_is_unreachable_and_no_jobs_are_gone(
         await SlurmRunner(tmp_path).poll(["7"])
 
 
+async def test_controller_that_is_down_is_told_in_a_sentence(tmp_path: Path, site: Site) -> None:
+    frame = "*" * 41
+    site.program("scontrol", f"echo 'Slurmctld(primary) at a is DOWN\n{frame}\n** RESTORE IT **\n{frame}'; exit 1")
+    with pytest.raises(UnreachableError, match=r"not answer 'scontrol': Slurmctld.* is DOWN; RESTORE IT\. Look"):
+        await SlurmRunner(tmp_path).ping()
+
+
 async def test_command_that_hangs_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "COMMAND_SECONDS", 0.2)
-    site.program("squeue", "exec sleep 300")
-    with pytest.raises(UnreachableError, match="did not answer"):
+    monkeypatch.setattr(commands, "COMMAND_SECONDS", 0.5)
+    site.program("squeue", "echo 'squeue: error: no munge, retrying' >&2; exec sleep 300")
+    with pytest.raises(UnreachableError, match=r"did not answer 'squeue' within 0\.5 s: no munge, retrying\."):
         await commands.run_slurm("squeue")
+
+
+async def test_configuration_that_is_not_there_is_told_at_once(
+    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = tmp_path / "slurm.conf"
+    monkeypatch.setenv("SLURM_CONF", str(missing))
+    with pytest.raises(UnreachableError, match=f"'{missing}', which .* SLURM_CONF, cannot be read"):
+        await commands.run_slurm("squeue")
+    assert not site.called()  # It would look for a minute.
 
 
 async def test_machine_without_slurm_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,14 +204,16 @@ async def test_machine_without_slurm_says_what_to_install(tmp_path: Path, monkey
 
 
 async def test_what_the_environment_says_to_slurm_beside_the_cluster_is_kept_from_it(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SLURM_CONF", "/etc/other.conf")
+    config = tmp_path / "other.conf"
+    config.touch()
+    monkeypatch.setenv("SLURM_CONF", str(config))
     monkeypatch.setenv("SBATCH_PARTITION", "expensive")
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     site.program("squeue", "env")
     seen = await commands.run_slurm("squeue")
-    assert "SLURM_CONF=/etc/other.conf" in seen
+    assert f"SLURM_CONF={config}" in seen
     assert "SBATCH_PARTITION" not in seen
     assert "SLURM_JOB_ID" not in seen
 
