@@ -186,7 +186,7 @@ def check(
     if json:
         print_json([{"where": one.where, **one.finding.model_dump(mode="json")} for one in checks])
     else:
-        columns = (Column("WHERE"), Column("WHAT"), Column("STATE"), Column("DETAIL"))
+        columns = (Column("WHERE"), Column("WHAT"), Column("STATE"), Column("DETAIL", wraps=True))
         rows = [(one.where, one.finding.name, _STATES[one.finding.is_ok], one.finding.detail) for one in checks]
         print_table(columns, rows, empty="")
         things = f"{len(missing)} things are missing" if len(missing) > 1 else "1 thing is missing"

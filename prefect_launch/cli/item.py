@@ -159,7 +159,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
     )
     typer.echo()
     rows = [(at(state.timestamp), state.name.lower(), state.message) for state in states]
-    print_table((Column("TIME"), Column("STATE"), Column("MESSAGE", gives_way=True)), rows, empty="")
+    print_table((Column("TIME"), Column("STATE"), Column("MESSAGE", wraps=True)), rows, empty="")
     if lines:
         typer.echo(f"\nThe last lines of the log ('prefect-launch item logs {short_id(run.id)}' shows all):")
         typer.echo("\n".join(f"  {printable(line)}" for line in lines))

@@ -53,11 +53,13 @@ class Column(NamedTuple):
         title: heading of the column.
         right: align the values right, as for numbers.
         gives_way: cut this column first when the terminal is too narrow.
+        wraps: break its values into lines where others are cut, as for sentences.
     """
 
     title: str
     right: bool = False
     gives_way: bool = False
+    wraps: bool = False
 
 
 def print_json(value: Any) -> None:
@@ -81,15 +83,17 @@ def table_of(columns: Sequence[Column], rows: Iterable[Sequence[object]], width:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
+    filled = [[_cell(value) for value in row] for row in rows]
+    for column, most in zip(columns, _fitted(columns, filled, width), strict=True):
         table.add_column(
             column.title,
             justify="right" if column.right else "left",
-            overflow="ellipsis",
-            no_wrap=True,
+            overflow="fold" if column.wraps else "ellipsis",
+            no_wrap=not column.wraps,
             min_width=len(column.title),
+            max_width=most,
         )
-    for cells in _fitted(columns, [[_cell(value) for value in row] for row in rows], width):
+    for cells in filled:
         table.add_row(*cells)
     return table
 
@@ -163,22 +167,19 @@ def _cell(value: object) -> Text:
     return Text(text, style=_STYLES.get(text.lower(), ""))
 
 
-def _fitted(columns: Sequence[Column], rows: list[list[Text]], width: int) -> list[list[Text]]:
-    """Cut the columns that give way, the widest first, until the table fits: rich alone would cut every column.
+def _fitted(columns: Sequence[Column], rows: list[list[Text]], width: int) -> list[int]:
+    """Return the widths by which a table fits: columns that give way or wrap do, the widest first.
 
-    Where that is not enough, any column is cut; a title never is.
+    Rich alone would cut every column. Where theirs is not enough, any column gives way; a title never does.
     """
     widths = [max([len(column.title), *(row[place].cell_len for row in rows)]) for place, column in enumerate(columns)]
-    give_way = [place for place, column in enumerate(columns) if column.gives_way]
+    give_way = [place for place, column in enumerate(columns) if column.gives_way or column.wraps]
     for may, least in ((give_way, _READABLE_CHARS), (give_way, 0), (range(len(columns)), 0)):
         left = [place for place in may if widths[place] > max(least, len(columns[place].title))]
         while left and sum(widths) + 2 * len(widths) > width:
             widths[max(left, key=lambda place: widths[place])] -= 1
             left = [place for place in left if widths[place] > max(least, len(columns[place].title))]
-    for row in rows:
-        for place, cell in enumerate(row):
-            cell.truncate(widths[place], overflow="ellipsis")
-    return rows
+    return widths
 
 
 def _yaml(value: object) -> str:

@@ -46,6 +46,20 @@ def test_no_title_is_cut_at_80_columns_though_every_value_is_long(
     assert len(row) <= 80
 
 
+def test_sentence_in_a_table_is_broken_into_lines_where_names_are_cut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    sentence = "The controller does not answer: munge is not running here. Start it, then look at scontrol ping."
+
+    print_table((Column("WHERE"), Column("DETAIL", wraps=True)), [("queue gpu", sentence), ("home", "fine")], empty="")
+
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert " ".join(line[head.index("DETAIL") :] for line in lines[:-1]) == sentence
+    assert [line.split()[:2] for line in lines[-1:]] == [["home", "fine"]]
+
+
 def test_table_in_a_pipe_is_cut_nowhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
 
