@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prefect_launch.client.launch_add import alaunch_add, alaunch_add_many, launch_add, launch_add_many
     from prefect_launch.client.queued_run import QueuedRun
     from prefect_launch.client.run_queue import RunQueue
+    from prefect_launch.client.runs_table import runs_table
     from prefect_launch.direct.launch import alaunch, launch
     from prefect_launch.errors import ExecutionError, LaunchError
     from prefect_launch.inputs import load_config, load_wandb_config, manage_config_file, manage_wandb_config
@@ -53,6 +54,7 @@ _HOMES = {
     "load_wandb_config": "inputs",
     "manage_config_file": "inputs",
     "manage_wandb_config": "inputs",
+    "runs_table": "client.runs_table",
     "sweep": "sweeps.sweep",
 }
 
@@ -85,6 +87,7 @@ __all__ = [
     "load_wandb_config",
     "manage_config_file",
     "manage_wandb_config",
+    "runs_table",
     "sweep",
 ]
 

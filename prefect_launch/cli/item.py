@@ -7,20 +7,19 @@ from uuid import UUID
 
 import typer
 
+from prefect_launch.cli.item_list import list_
 from prefect_launch.cli.item_view import (
-    due_in_words,
     find,
     metrics_in_words,
-    short_source,
     start_in_words,
     waiting_fields,
 )
 from prefect_launch.cli.options import JsonOption, examples, group
-from prefect_launch.cli.output import Column, ago, at, lasted, print_details, print_json, print_table
+from prefect_launch.cli.output import Column, at, lasted, print_details, print_json, print_table
 from prefect_launch.cli.process import connected
-from prefect_launch.client.item_fields import duration_of, fields_of, request_of, source_of, started_at, state_of
-from prefect_launch.core.names import short_id, short_ids
-from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.client.item_fields import duration_of, fields_of, request_of, started_at, state_of
+from prefect_launch.core.names import short_id
+from prefect_launch.core.states import StateType
 from prefect_launch.core.terminal import printable
 
 if TYPE_CHECKING:
@@ -31,72 +30,15 @@ if TYPE_CHECKING:
 app = group("Show items, read their logs, cancel and retry them.")
 
 ItemId = Annotated[str, typer.Argument(metavar="ID", help="The item's id, its last 8 characters, or its name.")]
-_WORDS = {state.label.lower(): state.type for state in ItemState} | {kind.value.lower(): kind for kind in StateType}
-#: Names of states that share their type with others: `pulling` is one kind of `pending`.
-_NAMES = {state.label.lower() for state in ItemState if state.label.upper() != state.type.value} - {"queued"}
 _UNSUCCESSFUL = frozenset({StateType.FAILED, StateType.CRASHED, StateType.CANCELLED})
-_COLUMNS = (
-    Column("ID"),
-    Column("NAME", gives_way=True),
-    Column("QUEUE", gives_way=True),
-    Column("STATE"),
-    Column("PRIO"),
-    Column("JOB", gives_way=True),
-    Column("AGE", right=True),
-    Column("TOOK", right=True),
-)
-
-
-@app.command("list", epilog=examples("prefect-launch item list -q gpu --state running --state queued"))
-def list_(
-    queue: Annotated[str | None, typer.Option("-q", "--queue", metavar="QUEUE", help="Only of this queue.")] = None,
-    state: Annotated[
-        list[str] | None,
-        typer.Option("--state", metavar="STATE", help="Only in this state, such as queued or failed. Repeat for more."),
-    ] = None,
-    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many at most.")] = 50,
-    json: JsonOption = False,
-) -> None:
-    """List items, newest first."""
-    types = _types_of(state or ())
-    api = connected()
-    from prefect_launch.client.queued_run import QueuedRun
-
-    items = api.read_items(queue=queue, states=types or None, limit=limit)
-    exact = {word.lower() for word in state or ()}
-    if exact and exact <= _NAMES:
-        items = [item for item in items if state_of(item) in exact]
-    pairs = [(QueuedRun(api, item), item) for item in items]
-    if json:
-        print_json([fields_of(run, item) for run, item in pairs])
-        return
-    short = short_ids([run.id for run, _ in pairs])
-    starts = [due_in_words(item) for _, item in pairs]
-    rows: list[tuple[str, ...]] = [
-        (
-            short[run.id],
-            run.name,
-            run.queue_name,
-            state_of(item),
-            run.priority.name.lower(),
-            short_source(source_of(item)),
-            ago(item.created).removesuffix(" ago"),
-            lasted(duration_of(item)),
-            *([start] if any(starts) else []),
-        )
-        for (run, item), start in zip(pairs, starts, strict=True)
-    ]
-    columns = (*_COLUMNS, *([Column("STARTS", right=True)] if any(starts) else []))
-    print_table(columns, rows, empty="No such item. Put one on a queue with: prefect-launch add -j JOB -q QUEUE")
-
-
-def _types_of(words: list[str] | tuple[str, ...]) -> list[StateType]:
-    from prefect_launch.errors import unknown_name
-
-    for word in words:
-        if word.lower() not in _WORDS:
-            raise unknown_name("state", word, _WORDS)
-    return sorted({_WORDS[word.lower()] for word in words})
+app.command(
+    "list",
+    epilog=examples(
+        "prefect-launch item list -q gpu --state running --state queued",
+        "prefect-launch item list -j train --since 7d --where 'outputs.accuracy > 0.9' --sort -outputs.accuracy"
+        " -C name,inputs,outputs,took",
+    ),
+)(list_)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -146,11 +147,17 @@ def at(moment: datetime | None) -> str:
     return "" if moment is None else local_time(moment)
 
 
+def terminal_columns() -> int | None:
+    """Return the width of the terminal in characters; `None` in a pipe or a file."""
+    is_narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return shutil.get_terminal_size().columns if is_narrow else None
+
+
 def _console() -> Console:
     from rich.console import Console
 
-    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(width=None if narrow else _WIDE_COLUMNS, highlight=False, soft_wrap=not narrow)
+    width = terminal_columns()
+    return Console(width=width or _WIDE_COLUMNS, highlight=False, soft_wrap=width is None)
 
 
 def _print(console: Console, table: Table) -> None:

@@ -108,21 +108,10 @@ class QueuedRun(ItemHandle):
             ArtifactError: when what it left is no JSON object.
         """
 
-        async def read(session: Session) -> bytes | None:
-            item = await session.server.read_item(self._id)
-            attempt = max(1, item.run_count if item else 1)
-            return await session.jobs.read_output(self.id, attempt, OUTPUTS_FILE)
+        return self._api.call(self._outputs)
 
-        content = self._api.call(read)
-        try:
-            found = json.loads(content or b"{}")
-        except ValueError as error:
-            raise ArtifactError(
-                f"The {OUTPUTS_FILE} of {self.name} ({self.id}) is no JSON: {error}. Write it with save_outputs()."
-            ) from None
-        if not isinstance(found, dict):
-            raise ArtifactError(f"The {OUTPUTS_FILE} of {self.name} ({self.id}) holds no object. Use save_outputs().")
-        return found
+    async def _outputs(self, session: Session) -> dict[str, Any]:
+        return await read_outputs(session, await self._item(session))
 
     def metrics(self) -> Metrics:
         """Return the metrics that it has reported, with their histories; empty when it has reported none."""
@@ -246,6 +235,24 @@ class QueuedRun(ItemHandle):
         if item.state_type in (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING):
             raise LaunchError(f"Item {self.name} ({self.id}) is {item.state_name}: cancel it before you delete it.")
         self._api.call(lambda session: session.server.delete_item(self._id))
+
+
+async def read_outputs(session: Session, item: Item) -> dict[str, Any]:
+    """Return the named results that an item's last attempt left; empty when it left none.
+
+    Raises:
+        ArtifactError: when what it left is no JSON object.
+    """
+    content = await session.jobs.read_output(str(item.id), max(1, item.run_count), OUTPUTS_FILE)
+    try:
+        found = json.loads(content or b"{}")
+    except ValueError as error:
+        raise ArtifactError(
+            f"The {OUTPUTS_FILE} of {item.name} ({item.id}) is no JSON: {error}. Write it with save_outputs()."
+        ) from None
+    if not isinstance(found, dict):
+        raise ArtifactError(f"The {OUTPUTS_FILE} of {item.name} ({item.id}) holds no object. Use save_outputs().")
+    return found
 
 
 # Cancellation of an item: its states record who cancelled it, and whether anything was running.

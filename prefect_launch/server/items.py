@@ -192,6 +192,8 @@ def _filters(wanted: ItemFilter) -> dict[str, Any]:
         runs["tags"] = {"all_": list(given["tags"])}
     if "due_before" in given:
         runs["next_scheduled_start_time"] = {"before_": given["due_before"].isoformat()}
+    if "expected_after" in given:
+        runs["expected_start_time"] = {"after_": given["expected_after"].isoformat()}
     flows = [given["flow"]] if "flow" in given else list(ITEM_FLOWS)
     filters: dict[str, Any] = {"flow_runs": runs, "flows": {"name": {"any_": flows}}}
     for name, table in (("pool", "work_pools"), ("queue", "work_pool_queues")):

@@ -228,6 +228,7 @@ class ItemFilter(TypedDict, total=False):
         tags: of which they have all.
         keys: their idempotency keys.
         due_before: they are due by then.
+        expected_after: they were first due at this time or later.
         flow: the name of their flow; by default any of `ITEM_FLOWS`.
     """
 
@@ -240,6 +241,7 @@ class ItemFilter(TypedDict, total=False):
     keys: Collection[str] | None
     names: Collection[str] | None
     due_before: datetime | None
+    expected_after: datetime | None
     flow: str | None
 
 

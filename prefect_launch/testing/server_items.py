@@ -59,6 +59,7 @@ _FITS: Final[Mapping[str, Callable[[Item, Any], bool]]] = {
     "due_before": lambda item, before: (
         item.next_scheduled_start_time is not None and item.next_scheduled_start_time <= before
     ),
+    "expected_after": lambda item, after: item.expected_start_time is not None and item.expected_start_time >= after,
 }
 
 

@@ -227,6 +227,13 @@ class ItemContract:
         assert await count(pool=place.pool, state_types=[StateType.SCHEDULED], due_before=due[1]) == 2
         assert await count(pool=place.pool, state_types=[StateType.SCHEDULED], due_before=LATER) == 3
 
+    async def test_items_are_listed_that_were_first_due_since_a_time(self, place: Place) -> None:
+        await place.add("first")
+        since = (await place.read(await place.add("second"))).expected_start_time
+        listed = await place.server.list_items(pool=place.pool, expected_after=since)
+        assert [item.name for item in listed] == ["second"]
+        assert await place.server.list_items(pool=place.pool, expected_after=LATER) == []
+
     async def test_items_in_a_state_of_a_name_are_counted_apart(self, place: Place) -> None:
         await place.add("queued")
         back = State(

@@ -1,0 +1,196 @@
+"""Runs as rows: filters, order, and what a row holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from prefect_launch import create_job, launch_add, runs_table
+from prefect_launch.cli.main import app
+from prefect_launch.client.api import use_api
+from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.client.run_filter import Condition, RunFilter, parse_moment
+from prefect_launch.core.metrics import Metrics, Series
+from prefect_launch.core.states import ItemState
+from prefect_launch.errors import NotFoundError, SpecError
+from prefect_launch.queues.session import Session
+from prefect_launch.server.metrics import write_metrics
+from prefect_launch.server.values import State
+from prefect_launch.testing import InMemoryApi
+
+Runs = dict[str, QueuedRun]
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def api() -> Iterator[InMemoryApi]:
+    api = InMemoryApi()
+    for queue in ("gpu", "other"):
+        api.create_run_queue(queue, "local-container")
+    with use_api(api):
+        yield api
+
+
+@pytest.fixture
+def command(api: InMemoryApi) -> Command:
+    def run(*arguments: str, columns: int = 80) -> Result:
+        return CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns)})
+
+    return run
+
+
+def add(name: str, queue: str = "gpu", **inputs: Any) -> QueuedRun:
+    return launch_add(
+        docker_image="busybox:1", config={"overrides": {"run_config": inputs}}, queue_name=queue, name=name
+    )
+
+
+def end(api: InMemoryApi, run: QueuedRun, folder: Path, outputs: dict[str, Any], loss: float) -> None:
+    """Let a run start and complete, with results and a metric."""
+    folder.mkdir()
+    (folder / "outputs.json").write_text(json.dumps(outputs))
+
+    async def call(session: Session) -> None:
+        item = UUID(run.id)
+        for state in (ItemState.CLAIMED, ItemState.RUNNING):
+            assert (await session.server.propose(item, State.of(state))).accepted
+        series = Series()
+        series.add(1, loss)
+        await write_metrics(session.server, item, Metrics(1, {"loss": series}))
+        await session.jobs.put_outputs(run.id, 1, folder)
+        assert (await session.server.propose(item, State.of(ItemState.COMPLETED))).accepted
+
+    api.call(call)
+
+
+@pytest.fixture
+def three(api: InMemoryApi, tmp_path: Path) -> Runs:
+    runs = {name: add(name, lr=lr, model={"depth": 2}) for name, lr in (("slow", 0.1), ("good", 0.5), ("waits", 0.9))}
+    end(api, runs["slow"], tmp_path / "slow", {"accuracy": 0.8, "note": "so-so"}, loss=2.0)
+    end(api, runs["good"], tmp_path / "good", {"accuracy": 0.95}, loss=0.5)
+    return runs
+
+
+def names(**wanted: Any) -> list[str]:
+    return [row["name"] for row in runs_table(**wanted)]
+
+
+def test_row_holds_inputs_results_and_last_metrics_by_their_names(three: Runs) -> None:
+    row = next(row for row in runs_table() if row["name"] == "slow")
+
+    assert row["id"] == three["slow"].id
+    assert (row["state"], row["queue"], row["attempts"]) == ("completed", "gpu", 1)
+    assert (row["inputs.lr"], row["inputs.model.depth"]) == (0.1, 2)
+    assert (row["outputs.accuracy"], row["outputs.note"], row["metrics.loss"]) == (0.8, "so-so", 2.0)
+    assert row["duration_seconds"] >= 0
+    assert row["waited_seconds"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("where", "found"),
+    [
+        ("outputs.accuracy > 0.9", ["good"]),
+        ("outputs.accuracy<=0.8", ["slow"]),
+        ("metrics.loss >= 0.5", ["good", "slow"]),
+        ("inputs.lr != 0.5", ["waits", "slow"]),
+        ("outputs.note = so-so", ["slow"]),
+        ("name == good", ["good"]),
+        ("state == queued", ["waits"]),
+        ("created > 1h", ["waits", "good", "slow"]),
+        ("outputs.note > 3", []),
+        ("outputs.note > m", ["slow"]),
+        ("outputs.accuracy > high", []),
+        (["outputs.accuracy > 0.1", "inputs.lr < 0.2"], ["slow"]),
+    ],
+)
+def test_condition_chooses_runs(three: Runs, where: Any, found: list[str]) -> None:
+    assert sorted(names(where=where)) == sorted(found)
+
+
+def test_order_puts_runs_without_a_value_last(three: Runs) -> None:
+    assert names(sort="-outputs.accuracy") == ["good", "slow", "waits"]
+    assert names(sort="outputs.accuracy") == ["slow", "good", "waits"]
+    assert names(sort="-outputs.accuracy", limit=1) == ["good"]
+
+
+def test_filter_by_the_queue_the_state_and_the_time(three: Runs) -> None:
+    add("elsewhere", queue="other")
+
+    assert names(queue="other") == ["elsewhere"]
+    assert names(queue="gpu", states=["Queued"]) == ["waits"]
+    assert names(since=datetime.now(timezone.utc) + timedelta(hours=1)) == []
+    assert len(names(since="1h")) == 4
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"where": "outputs.acuracy > 0.9"}, r"Did you mean 'outputs.accuracy'\?"),
+        ({"sort": "-metrics.los"}, r"Did you mean 'metrics.loss'\?"),
+        ({"where": "naem == good"}, r"Did you mean 'name'\?"),
+        ({"states": ["complted"]}, r"Did you mean 'completed'\?"),
+        ({"queue": "gpuu"}, r"Did you mean 'gpu'\?"),
+        ({"job": "nothing"}, "nothing"),
+    ],
+)
+def test_unknown_name_is_refused_with_the_nearest(three: Runs, wanted: Any, said: str) -> None:
+    with pytest.raises(NotFoundError, match=said):
+        runs_table(**wanted)
+
+
+@pytest.mark.parametrize("text", ["accuracy", "outputs.accuracy >", "> 0.9", "outputs > 3", ""])
+def test_what_is_no_condition_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(SpecError, match=r"such as 'outputs.accuracy > 0.9'"):
+        Condition.parse(text)
+
+
+def test_group_is_no_order() -> None:
+    with pytest.raises(SpecError, match=r"name one of its columns, such as outputs.NAME"):
+        RunFilter(sort="outputs")
+
+
+@pytest.mark.parametrize("text", ["yesterday", "-3h", ""])
+def test_what_is_no_time_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(SpecError, match="such as 90min or 7d"):
+        parse_moment(text)
+
+
+def test_job_means_all_its_versions_and_with_a_version_that_one(api: InMemoryApi) -> None:
+    for number in range(2):
+        create_job(f"busybox:{number}", "image", name="train")
+        launch_add(job="train", queue_name="gpu", name=f"run-{number}")
+    create_job("busybox:1", "image", name="train-more")
+    launch_add(job="train-more", queue_name="gpu", name="another")
+
+    assert sorted(names(job="train")) == ["run-0", "run-1"]
+    assert names(job="train:v0") == ["run-0"]
+    assert names(job="train:latest") == ["run-1"]
+
+
+def test_list_shows_the_columns_of_choice(three: Runs, command: Command) -> None:
+    shown = command("item", "list", "-C", "name,inputs.lr,outputs,took", "--sort", "-outputs.accuracy").stdout
+
+    head, *rows = shown.splitlines()
+    assert head.split() == ["NAME", "inputs.lr", "outputs.accuracy", "outputs.note", "TOOK"]
+    assert rows[0].split()[:3] == ["good", "0.5", "0.95"]
+    assert rows[1].split()[:4] == ["slow", "0.1", "0.8", "so-so"]
+
+
+def test_list_for_programs_has_the_chosen_columns_by_their_names(three: Runs, command: Command) -> None:
+    found = json.loads(command("item", "list", "-w", "metrics.loss < 1", "-C", "outputs,inputs.lr", "--json").stdout)
+
+    assert [(row["name"], row["outputs.accuracy"], row["inputs.lr"]) for row in found] == [("good", 0.95, 0.5)]
+
+
+def test_wide_terminal_shows_authors_and_the_inputs_of_one_job(three: Runs, command: Command) -> None:
+    assert "inputs.lr" not in command("item", "list", columns=80).stdout
+    wide = command("item", "list", columns=160).stdout
+    assert "AUTHOR" in wide
+    assert "inputs.lr" in wide
