@@ -1,20 +1,22 @@
-"""Commands `prefect-launch item`: show items, read their logs, cancel and retry them."""
+"""Commands `prefect-launch item`: show items, read their logs, fetch their files, cancel and retry them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
 
+from prefect_launch.cli import item_files
 from prefect_launch.cli.item_list import list_
 from prefect_launch.cli.item_view import (
     find,
     metrics_in_words,
+    outputs_of,
     start_in_words,
     waiting_fields,
 )
-from prefect_launch.cli.options import JsonOption, examples, group
+from prefect_launch.cli.options import ItemId, JsonOption, examples, group
 from prefect_launch.cli.output import Column, at, lasted, print_details, print_json, print_table
 from prefect_launch.cli.process import connected
 from prefect_launch.client.item_fields import duration_of, fields_of, request_of, started_at, state_of
@@ -25,11 +27,10 @@ from prefect_launch.core.terminal import printable
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
     from prefect_launch.client.queued_run import QueuedRun
-    from prefect_launch.server.values import Item, State
+    from prefect_launch.server.values import State
 
-app = group("Show items, read their logs, cancel and retry them.")
+app = group("Show items, read their logs, fetch their files, cancel and retry them.")
 
-ItemId = Annotated[str, typer.Argument(metavar="ID", help="The item's id, its last 8 characters, or its name.")]
 _UNSUCCESSFUL = frozenset({StateType.FAILED, StateType.CRASHED, StateType.CANCELLED})
 app.command(
     "list",
@@ -47,7 +48,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
     api = connected()
     run = find(api, item_id)
     item = run.item
-    waiting, states, outputs = run.why_waiting(), _states(api, run), _outputs(run, item)
+    waiting, states, outputs = run.why_waiting(), _states(api, run), outputs_of(run, item)
     request = request_of(item)
     metrics = run.metrics()
     lines = run.last_lines() if item.state_type in _UNSUCCESSFUL else []
@@ -107,16 +108,6 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
         typer.echo("\n".join(f"  {printable(line)}" for line in lines))
 
 
-def _outputs(run: QueuedRun, item: Item) -> dict[str, Any]:
-    from prefect_launch.errors import LaunchError
-
-    try:
-        return run.outputs() if item.is_terminal else {}
-    except LaunchError as error:  # the rest of the item is worth showing where its store cannot be read
-        typer.echo(f"WARNING: The outputs cannot be shown: {error}", err=True)
-        return {}
-
-
 def _states(api: Api, run: QueuedRun) -> list[State]:
     return api.call(lambda session: session.server.read_states(UUID(run.id)))
 
@@ -151,6 +142,11 @@ def logs(
         item = run.item
         why = f": {printable(item.message)}" if item.message else "."
         typer.echo(f"The log is empty. The item is {state_of(item)}{why}", err=True)
+
+
+app.command(epilog=examples("prefect-launch item outputs 1a2b3c4d"))(item_files.outputs)
+app.command(epilog=examples("prefect-launch item download 1a2b3c4d 'checkpoints/**' -o results"))(item_files.download)
+app.command("open")(item_files.open_)
 
 
 @app.command()

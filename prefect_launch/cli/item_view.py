@@ -16,7 +16,7 @@ from prefect_launch.cli.output import ago, until
 from prefect_launch.client.item_fields import state_of
 from prefect_launch.core.states import StateType
 from prefect_launch.core.terminal import line
-from prefect_launch.errors import InvalidNameError, NotFoundError
+from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
@@ -89,6 +89,15 @@ def short_source(source: str) -> str:
     if "://" in source or "@" in source:
         return "/".join(re.split(r"[/:]+", source.rstrip("/").removesuffix(".git"))[-2:])
     return name
+
+
+def outputs_of(run: QueuedRun, item: Item) -> dict[str, Any]:
+    """Return the named results of an item that has ended; none, with a warning, where they cannot be read."""
+    try:
+        return run.outputs() if item.is_terminal else {}
+    except LaunchError as error:  # the rest of the item is worth showing where its store cannot be read
+        typer.echo(f"WARNING: The outputs cannot be shown: {error}", err=True)
+        return {}
 
 
 def metrics_in_words(metrics: Metrics) -> str:

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from prefect_launch.client.item_handle import ItemHandle
@@ -112,6 +113,50 @@ class QueuedRun(ItemHandle):
 
     async def _outputs(self, session: Session) -> dict[str, Any]:
         return await read_outputs(session, await self._item(session))
+
+    def files(self) -> dict[str, int]:
+        """Return the files that its last attempt left, with its whole log: their sizes in bytes, by relative path.
+
+        Raises:
+            NotFoundError: when none is stored, or not yet.
+        """
+        from prefect_launch.client.item_files import list_files
+
+        item = self.item
+        return self._api.call(lambda session: list_files(session, item))
+
+    def download(
+        self, pattern: str | None = None, to: str | Path | None = None, *, overwrite: bool = False
+    ) -> list[Path]:
+        """Copy the files that its last attempt left into a folder; each appears whole or not at all.
+
+        Args:
+            pattern: which files, as in `.gitignore`: `*.pt`, `checkpoints/**`, `/model.pt`; `None` for all.
+            to: the folder; by default one of the item's name in the working directory.
+            overwrite: replace a file that is there and differs.
+
+        Returns:
+            The files in the folder, in the order of their names.
+
+        Raises:
+            NotFoundError: when none is stored, or none matches; names the nearest ones.
+            LaunchError: when a file would be replaced, or written outside of the folder.
+        """
+        return self._api.call(lambda session: self._download(session, pattern, to, overwrite=overwrite))
+
+    async def adownload(
+        self, pattern: str | None = None, to: str | Path | None = None, *, overwrite: bool = False
+    ) -> list[Path]:
+        """`download` for async code."""
+        return await self._api.acall(lambda session: self._download(session, pattern, to, overwrite=overwrite))
+
+    async def _download(
+        self, session: Session, pattern: str | None, to: str | Path | None, *, overwrite: bool
+    ) -> list[Path]:
+        from prefect_launch.client.item_files import default_folder, download
+
+        folder = default_folder(self.name) if to is None else Path(to)
+        return await download(session, await self._item(session), pattern, folder, overwrite=overwrite)
 
     def metrics(self) -> Metrics:
         """Return the metrics that it has reported, with their histories; empty when it has reported none."""

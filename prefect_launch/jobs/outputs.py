@@ -2,16 +2,17 @@
 
 The folder that is stored was written by anybody's code, so only regular files are taken, and no more than the limits
 say: a link, a device or a pipe is left out, since following it would copy the agent's own files into the store. What is
-left out is reported.
+left out is reported. A listing of names and sizes is stored beside the folder, since a storage block cannot list.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import stat
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import anyio
@@ -31,7 +32,7 @@ from prefect_launch.core.output_limits import (
     Selection,
     kind_of,
 )
-from prefect_launch.errors import NotFoundError
+from prefect_launch.errors import ArtifactError, NotFoundError
 from prefect_launch.jobs.store import StoredFiles
 
 
@@ -79,6 +80,8 @@ async def put_outputs(
         kept = await to_thread.run_sync(_stage, folder, Path(staging), wanted, most, files.keeps_holes)
         if kept.paths:
             await files.put_folder(Path(staging), _path(item_id, attempt))
+            sizes = await to_thread.run_sync(_sizes, Path(staging), kept.paths)
+            await files.write(_listing_path(item_id, attempt), json.dumps(sizes).encode())
         return kept
 
 
@@ -91,11 +94,50 @@ async def get_outputs(files: StoredFiles, item_id: str, attempt: int, folder: Pa
     """
     await to_thread.run_sync(lambda: folder.mkdir(parents=True, exist_ok=True))
     if not await files.get_folder(_path(item_id, attempt), folder):
-        raise NotFoundError(
-            f"Attempt {attempt} of the item {item_id} has no outputs in the job store {files}."
-            " A run leaves outputs in the folder that $LAUNCH_OUTPUT_DIR names; they are stored when it has ended."
-        )
+        raise _none_stored(files, item_id, attempt)
     return await to_thread.run_sync(_regular_files, folder)
+
+
+async def list_outputs(files: StoredFiles, item_id: str, attempt: int) -> dict[str, int]:
+    """Return the sizes of the stored files of an attempt, in bytes, by their relative paths, sorted.
+
+    Raises:
+        NotFoundError: when nothing was stored for that attempt.
+        InfrastructureError: when the storage fails.
+    """
+    content = await files.read(_listing_path(item_id, attempt))
+    if content is None:
+        raise _none_stored(files, item_id, attempt)
+    return {str(name): int(size) for name, size in json.loads(content).items()}
+
+
+async def fetch_outputs(files: StoredFiles, item_id: str, attempt: int, names: Sequence[str], folder: Path) -> None:
+    """Copy some stored files of an attempt to a folder.
+
+    Args:
+        files: the job store.
+        item_id: the item's flow run id.
+        attempt: which attempt at it, from 1.
+        names: of the files, as `list_outputs` has them.
+        folder: where they come, under the same relative paths.
+
+    Raises:
+        ArtifactError: when a name leads out of the folder, or its file is not in the store any more.
+        InfrastructureError: when the storage fails.
+    """
+    for name in names:
+        if os.path.isabs(name) or ".." in name.split("/"):
+            raise ArtifactError(
+                f"The item {item_id} has the file {name!r} in the job store {files}, which would be written outside of"
+                f" {folder}. Ask who wrote to the job store."
+            )
+    await files.get_files(_path(item_id, attempt), names, folder)
+    missing = await to_thread.run_sync(lambda: [name for name in names if not (folder / name).is_file()])
+    if missing:
+        raise ArtifactError(
+            f"{missing[0]!r} of the item {item_id} is not in the job store {files} any more. If the store was moved,"
+            " point its block at the new place; else run the item again."
+        )
 
 
 async def read_output(files: StoredFiles, item_id: str, attempt: int, name: str) -> bytes | None:
@@ -107,6 +149,17 @@ async def read_output(files: StoredFiles, item_id: str, attempt: int, name: str)
     return await files.read(f"{_path(item_id, attempt)}/{name}")
 
 
+def _none_stored(files: StoredFiles, item_id: str, attempt: int) -> NotFoundError:
+    return NotFoundError(
+        f"Attempt {attempt} of the item {item_id} has no outputs in the job store {files}."
+        " A run leaves outputs in the folder that $LAUNCH_OUTPUT_DIR names; they are stored when it has ended."
+    )
+
+
+def _sizes(folder: Path, names: Sequence[str]) -> dict[str, int]:
+    return {name: (folder / name).lstat().st_size for name in names}
+
+
 def _regular_files(folder: Path) -> list[str]:
     found = (Path(parent, name) for parent, _, names in walk(folder) for name in names)
     return sorted(path.relative_to(folder).as_posix() for path in found if stat.S_ISREG(path.lstat().st_mode))
@@ -114,6 +167,11 @@ def _regular_files(folder: Path) -> list[str]:
 
 def _path(item_id: str, attempt: int) -> str:
     return f"outputs/{check_name('item', item_id)}/{int(attempt)}"
+
+
+def _listing_path(item_id: str, attempt: int) -> str:
+    # No attempt's folder has a path that begins so: some object stores find a folder by the beginning of its path.
+    return f"outputs/{check_name('item', item_id)}/files-{int(attempt)}.json"
 
 
 async def copy_outputs(folder: Path, target: Path, limits: OutputLimits) -> KeptOutputs:

@@ -245,6 +245,14 @@ class JobRegistry:
         """Copy what an attempt left behind to a folder. See `prefect_launch.jobs.outputs.get_outputs`."""
         return await outputs.get_outputs(await self._store.files(), item_id, attempt, folder)
 
+    async def list_outputs(self, item_id: str, attempt: int) -> dict[str, int]:
+        """Return the sizes of what an attempt left behind. See `prefect_launch.jobs.outputs.list_outputs`."""
+        return await outputs.list_outputs(await self._store.files(), item_id, attempt)
+
+    async def fetch_outputs(self, item_id: str, attempt: int, names: Sequence[str], folder: Path) -> None:
+        """Copy some files that an attempt left behind. See `prefect_launch.jobs.outputs.fetch_outputs`."""
+        await outputs.fetch_outputs(await self._store.files(), item_id, attempt, names, folder)
+
     async def read_output(self, item_id: str, attempt: int, name: str) -> bytes | None:
         """Return one file that an attempt left behind, or `None`."""
         return await outputs.read_output(await self._store.files(), item_id, attempt, name)

@@ -13,7 +13,8 @@ import os
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, TypeVar, cast
@@ -24,7 +25,7 @@ from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 from prefect.settings import get_current_settings
 from pydantic import Field, PrivateAttr
 
-from prefect_launch.core.filesystem import copy_tree, remove_tree, walk
+from prefect_launch.core.filesystem import copy_file, copy_tree, make_folders, remove_tree, temporary_folder_async, walk
 from prefect_launch.errors import AgentConfigError, ArtifactError, InfrastructureError, NotFoundError, clause
 from prefect_launch.jobs.model import CodeListing, Job, StoredFile, digest_of
 
@@ -239,6 +240,27 @@ class StoredFiles:
             )
         return await to_thread.run_sync(_count, folder) > before
 
+    async def get_files(self, path: str, names: Sequence[str], folder: Path) -> None:
+        """Copy some files under a path to a local folder; those that are not there are passed over.
+
+        They are streamed, not held in memory. A block that gives only whole folders fetches all files under the path.
+
+        Raises:
+            InfrastructureError: when the storage fails.
+        """
+        if isinstance(self._storage, RemoteFileSystem):
+            base = f"{self._storage.basepath.rstrip('/')}/{self._at(path)}"
+            sources, targets = [f"{base}/{name}" for name in names], [str(folder / name) for name in names]
+            for parent in {(folder / name).parent for name in names}:
+                await to_thread.run_sync(make_folders, parent)
+            await self._call("read", path, partial(self._storage.filesystem.get, sources, targets))
+        elif isinstance(self._storage, LocalFileSystem):
+            await self._copy("read", path, _place(self._storage, self._at(path)), folder, names)
+        else:
+            async with temporary_folder_async(".fetched-", folder) as made:
+                await self.get_folder(path, made / "all")
+                await to_thread.run_sync(_move, names, made / "all", folder)
+
     def _at(self, path: str) -> str:
         return f"{self._prefix}/{path}" if self._prefix else path
 
@@ -248,10 +270,12 @@ class StoredFiles:
             return "Look at that folder's permissions, and at the free space of its disk."
         return "Look at the storage block's address and credentials, and whether its service runs."
 
-    async def _copy(self, verb: str, path: str, source: Path, target: Path) -> None:
+    async def _copy(self, verb: str, path: str, source: Path, target: Path, names: Sequence[str] | None = None) -> None:
         """Copy a folder of a local disk; a caller that is cancelled ends the copy, which another thread makes."""
         stop = threading.Event()
-        copy = _put_whole if verb == "write" else copy_tree
+        copy: Callable[..., object] = _put_whole if verb == "write" else copy_tree
+        if names is not None:
+            copy = partial(_copy_some, names)
         try:
             await self._call(verb, path, partial(copy, source, target, stop=stop))
         finally:
@@ -312,6 +336,20 @@ def _put_whole(source: Path, target: Path, *, stop: threading.Event) -> int:
         return copied
     finally:
         remove_tree(draft)
+
+
+def _copy_some(names: Sequence[str], source: Path, target: Path, *, stop: threading.Event) -> None:
+    for name in names:
+        make_folders((target / name).parent)
+        with suppress(FileNotFoundError):
+            copy_file(source / name, target / name, stop=stop)
+
+
+def _move(names: Sequence[str], source: Path, target: Path) -> None:
+    for name in names:
+        make_folders((target / name).parent)
+        with suppress(FileNotFoundError):
+            (source / name).replace(target / name)
 
 
 def _write_whole(base: str, path: str, content: bytes) -> None:

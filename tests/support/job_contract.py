@@ -222,7 +222,19 @@ class JobStoreContract:
         assert stored.left_out.named == (f"folder: {why}", f"stolen: {why}")
         assert await registry.get_outputs(item, 1, tmp_path / "back") == list(stored.paths)
         assert await registry.read_output(item, 1, "outputs.json") == b'{"accuracy": 0.9}'
+        assert await registry.list_outputs(item, 1) == {"job.log": 5, "models/best.bin": 1000, "outputs.json": 17}
+        await registry.fetch_outputs(item, 1, ["models/best.bin"], tmp_path / "some")
+        assert [path for path in (tmp_path / "some").rglob("*") if path.is_file()] == [
+            tmp_path / "some/models/best.bin"
+        ]
+        assert (tmp_path / "some" / "models" / "best.bin").read_bytes() == b"\0" * 1000
+        with pytest.raises(ArtifactError, match=r"'gone' of the item .* is not in the job store"):
+            await registry.fetch_outputs(item, 1, ["gone"], tmp_path / "some")
+        with pytest.raises(ArtifactError, match="would be written outside"):
+            await registry.fetch_outputs(item, 1, ["../1/job.log"], tmp_path / "some")
         assert await registry.read_output(item, 1, "stolen") is None
         assert await registry.put_outputs(item, 2, tmp_path / "nothing") == KeptOutputs()
         with pytest.raises(NotFoundError, match="Attempt 2 of the item"):
             await registry.get_outputs(item, 2, tmp_path / "none")
+        with pytest.raises(NotFoundError, match="Attempt 2 of the item"):
+            await registry.list_outputs(item, 2)

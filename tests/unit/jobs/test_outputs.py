@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import cast
@@ -15,7 +16,7 @@ from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 from prefect_launch.core.filesystem import allocated_bytes
 from prefect_launch.core.output_limits import OUTPUTS_FILE, OutputLimits
 from prefect_launch.errors import InfrastructureError
-from prefect_launch.jobs.outputs import copy_outputs, get_outputs, put_outputs, read_output
+from prefect_launch.jobs.outputs import copy_outputs, fetch_outputs, get_outputs, list_outputs, put_outputs, read_output
 from prefect_launch.jobs.store import StorageBlock, StoredFiles
 
 ITEM = str(uuid4())
@@ -124,7 +125,49 @@ async def test_outputs_that_are_kept_again_take_the_place_of_the_old_ones(
     await put_outputs(store, ITEM, 1, folder)
 
     assert await get_outputs(store, ITEM, 1, tmp_path / "back") == ["new"]
-    assert [path.name for path in torn.parent.iterdir()] == ["1"]
+    assert await list_outputs(store, ITEM, 1) == {"new": 3}
+    assert sorted(path.name for path in torn.parent.iterdir()) == ["1", "files-1.json"]
+
+
+class FoldersOnly:
+    """A block of somebody's own, which gives a file as bytes, or a folder as a whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.read: list[str] = []
+
+    def read_path(self, path: str) -> bytes:
+        self.read.append(path)
+        return (self.folder / path).read_bytes()
+
+    def write_path(self, path: str, content: bytes) -> None:
+        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / path).write_bytes(content)
+
+    def get_directory(self, from_path: str | None = None, local_path: str | None = None) -> None:
+        shutil.copytree(self.folder / str(from_path), str(local_path), dirs_exist_ok=True)
+
+    def put_directory(self, local_path: str | None = None, to_path: str | None = None) -> None:
+        shutil.copytree(str(local_path), self.folder / str(to_path), dirs_exist_ok=True)
+
+
+async def test_some_files_come_from_a_block_of_any_type_and_none_is_read_into_memory(
+    folder: Path, tmp_path: Path
+) -> None:
+    block, back = FoldersOnly(tmp_path / "store"), tmp_path / "back"
+    store = StoredFiles(cast(StorageBlock, block))
+    (folder / "deep").mkdir()
+    (folder / "deep" / "model.pt").write_text("model")
+    (folder / "other").write_text("other")
+    await put_outputs(store, ITEM, 1, folder)
+    back.mkdir()
+
+    names = list(await list_outputs(store, ITEM, 1))
+    await fetch_outputs(store, ITEM, 1, ["deep/model.pt"], back)
+
+    assert names == ["deep/model.pt", "other"]
+    assert [path.relative_to(back).as_posix() for path in back.rglob("*")] == ["deep", "deep/model.pt"]
+    assert block.read == [f"outputs/{ITEM}/files-1.json"]
 
 
 async def test_copy_that_fails_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
