@@ -103,8 +103,9 @@ def _by_default(runs: Sequence[Run]) -> list[str]:
     width = terminal_columns()
     if width is not None and width < _WIDE:
         return shown
+    authors = ["author"] if any(run.row["author"] for run in runs) else []
     inputs = _expanded("inputs", runs)
-    return [*shown, "author", *(inputs if len(inputs) <= _MAX_INPUTS else ())]
+    return [*shown, *authors, *(inputs if len(inputs) <= _MAX_INPUTS else ())]
 
 
 def _chosen(given: Sequence[str]) -> tuple[str, ...] | None:
@@ -127,19 +128,25 @@ def _values(run: Run, names: Collection[str]) -> dict[str, Any]:
 def print_runs(runs: Sequence[Run], names: Sequence[str], *, empty: str) -> None:
     """Print runs as a table."""
     shown = list(dict.fromkeys(column for name in names for column in _expanded(name, runs)))
+    leaves = [name.partition(".")[2] for name in shown]
     short = short_ids([run.handle.id for run in runs])
+    numeric = [name in _RIGHT or _is_numeric(name, runs) for name in shown]
     print_table(
         [
-            Column(
-                name if "." in name else name.replace("_", " ").upper(),
-                right=name in _RIGHT or _is_numeric(name, runs),
-                gives_way=name.partition(".")[0] in _GIVE_WAY,
-            )
-            for name in shown
+            Column(_title(name, leaves), right=right, gives_way=not right and name.partition(".")[0] in _GIVE_WAY)
+            for name, right in zip(shown, numeric, strict=True)
         ],
         [[short[run.handle.id] if name == "id" else cell_of(run, name) for name in shown] for run in runs],
         empty=empty,
     )
+
+
+def _title(name: str, leaves: Sequence[str]) -> str:
+    """Return the heading of a column: an input's own name, with its group where two have it."""
+    _, dot, leaf = name.partition(".")
+    if not dot:
+        return name.replace("_", " ").upper()
+    return leaf if leaves.count(leaf) == 1 else name
 
 
 def _expanded(name: str, runs: Sequence[Run]) -> list[str]:

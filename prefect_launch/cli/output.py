@@ -76,6 +76,12 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, 
     if not filled:
         typer.echo(empty)
         return
+    # Where titles and numbers do not fit, the terminal wraps the lines.
+    uncut = [
+        max([len(column.title), *(len(str(row[at])) for row in filled if column.right)])
+        for at, column in enumerate(columns)
+    ]
+    console.width = max(console.width, sum(uncut) + 2 * len(uncut))
     _print(console, table_of(columns, filled, console.width))
 
 
@@ -180,8 +186,9 @@ def _fitted(columns: Sequence[Column], rows: list[list[Text]], width: int) -> li
     Rich alone would cut every column. Where theirs is not enough, any column gives way; a title never does.
     """
     widths = [max([len(column.title), *(row[place].cell_len for row in rows)]) for place, column in enumerate(columns)]
+    texts = [place for place, column in enumerate(columns) if not column.right]
     give_way = [place for place, column in enumerate(columns) if column.gives_way or column.wraps]
-    for may, least in ((give_way, _READABLE_CHARS), (give_way, 0), (range(len(columns)), 0)):
+    for may, least in ((give_way, _READABLE_CHARS), (give_way, 0), (texts, 0)):
         left = [place for place in may if widths[place] > max(least, len(columns[place].title))]
         while left and sum(widths) + 2 * len(widths) > width:
             widths[max(left, key=lambda place: widths[place])] -= 1

@@ -178,7 +178,7 @@ def test_list_shows_the_columns_of_choice(three: Runs, command: Command) -> None
     shown = command("item", "list", "-C", "name,inputs.lr,outputs,took", "--sort", "-outputs.accuracy").stdout
 
     head, *rows = shown.splitlines()
-    assert head.split() == ["NAME", "inputs.lr", "outputs.accuracy", "outputs.note", "TOOK"]
+    assert head.split() == ["NAME", "lr", "accuracy", "note", "TOOK"]
     assert rows[0].split()[:3] == ["good", "0.5", "0.95"]
     assert rows[1].split()[:4] == ["slow", "0.1", "0.8", "so-so"]
 
@@ -190,7 +190,19 @@ def test_list_for_programs_has_the_chosen_columns_by_their_names(three: Runs, co
 
 
 def test_wide_terminal_shows_authors_and_the_inputs_of_one_job(three: Runs, command: Command) -> None:
-    assert "inputs.lr" not in command("item", "list", columns=80).stdout
-    wide = command("item", "list", columns=160).stdout
-    assert "AUTHOR" in wide
-    assert "inputs.lr" in wide
+    launch_add(docker_image="busybox:1", queue_name="gpu", author="ada")
+
+    assert "lr" not in command("item", "list", columns=80).stdout
+    assert command("item", "list", columns=160).stdout.splitlines()[0].split()[-3:] == ["AUTHOR", "lr", "model.depth"]
+
+
+def test_columns_of_one_name_are_told_apart_by_their_groups(three: Runs, command: Command) -> None:
+    add("lossy", loss="l1")
+
+    assert command("item", "list", "-C", "inputs.loss,metrics").stdout.split()[:2] == ["inputs.loss", "metrics.loss"]
+
+
+def test_columns_that_do_not_fit_are_all_shown(three: Runs, command: Command) -> None:
+    shown = command("item", "list", "-C", "name,outputs,duration_seconds,waited_seconds,state", columns=30).stdout
+
+    assert [line.split()[0][:4] for line in shown.splitlines()] == ["NAME", "wai…", "good", "slow"]
