@@ -14,7 +14,7 @@ import typer
 
 from prefect_launch.cli.item_view import LogTail, start_in_words, write_log
 from prefect_launch.cli.launch_options import LaunchOptions, parameter_of
-from prefect_launch.cli.options import JsonOption, examples, flattened, single
+from prefect_launch.cli.options import JsonOption, PassesArgs, examples, flattened, single
 from prefect_launch.cli.output import Column, lasted, print_details, print_json, print_table
 from prefect_launch.cli.process import connected, ending_in_order
 from prefect_launch.client.item_fields import duration_of, fields_of, state_of
@@ -32,7 +32,7 @@ run_app = single()
 _ADD_EXAMPLES = examples(
     "prefect-launch add -j digits -q gpu --set epochs=3 --set learning_rate=0.01 -P high",
     "prefect-launch add -d team/train:1.2 -q box -v memory=4g --wait",
-    'prefect-launch add -u https://github.com/team/train -g v1.2 -E "python train.py" -q gpu',
+    'prefect-launch add -u https://github.com/team/train -g v1.2 -E "python train.py" -q gpu -- --lr 0.5',
     "prefect-launch add -j digits -q gpu --build --repository registry.example:5000/team/digits",
     "prefect-launch add -q gpu -c launch-config.yaml",
     "prefect-launch add -j digits -q gpu --explain",
@@ -43,7 +43,7 @@ _RUN_EXAMPLES = examples(
 )
 
 
-@add_app.command("add", epilog=_ADD_EXAMPLES)
+@add_app.command("add", cls=PassesArgs, epilog=_ADD_EXAMPLES)
 @flattened()
 def add(
     options: LaunchOptions,
@@ -63,7 +63,7 @@ def add(
     add_to_queue(connected(), options, wait=wait, as_json=json)
 
 
-@run_app.command("run", epilog=_RUN_EXAMPLES)
+@run_app.command("run", cls=PassesArgs, epilog=_RUN_EXAMPLES)
 @flattened("queue", "variables", "build", *map(parameter_of, ("priority", "registry.uri", "docker.pin")))
 def run(
     options: LaunchOptions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
@@ -85,8 +86,8 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
             ("sweep", request.get("sweep")),
             ("outputs", outputs),
             ("metrics", metrics_in_words(metrics)),
-            ("arguments", request.get("args")),
-            ("entry point", request.get("entry_point")),
+            ("arguments", shlex.join(request.get("args") or ())),
+            ("entry point", shlex.join(request.get("entry_point") or ())),
             ("variables", request.get("template_variables")),
             ("options", request.get("resource_args")),
             ("run id", run.run_id),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import field, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from prefect_launch.cli.options import (
+    ArgsArgument,
     EntityOption,
     JsonOption,
+    PassesArgs,
     ProjectOption,
     RetriesOption,
     examples,
@@ -20,6 +23,7 @@ from prefect_launch.cli.options import (
 )
 from prefect_launch.cli.output import Column, ago, at, print_details, print_json, print_table
 from prefect_launch.cli.process import connected
+from prefect_launch.errors import SpecError
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job, JobSummary
@@ -55,6 +59,7 @@ _OPTIONS: Final[dict[str, Any]] = {
     ),
     "entity": EntityOption,
     "project": ProjectOption,
+    "args": ArgsArgument,
 }
 
 if TYPE_CHECKING:
@@ -80,7 +85,7 @@ _COLUMNS = (
 )
 
 
-@create_app.command("image", epilog=examples("prefect-launch job create image team/train:1.2 -n train"))
+@create_app.command("image", cls=PassesArgs, epilog=examples("prefect-launch job create image team/train:1.2 -n train"))
 @flattened("git_hash", "runtime", "base_image", "dockerfile", "build_context")
 def create_image(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image, such as team/train:1.2.")],
@@ -92,7 +97,12 @@ def create_image(
 
 
 @create_app.command(
-    "code", epilog=examples('prefect-launch job create code examples/digits -n digits -E "python train.py"')
+    "code",
+    cls=PassesArgs,
+    epilog=examples(
+        'prefect-launch job create code examples/digits -n digits -E "python train.py"',
+        'prefect-launch job create code . -n train -E "python train.py" -- --data big',
+    ),
 )
 @flattened("git_hash")
 def create_code(
@@ -106,6 +116,7 @@ def create_code(
 
 @create_app.command(
     "git",
+    cls=PassesArgs,
     epilog=examples('prefect-launch job create git https://github.com/team/train.git -g v1.2 -E "python train.py"'),
 )
 @flattened()
@@ -124,7 +135,14 @@ def _create(path: str, kind: str, options: Any, as_json: bool) -> None:
     from prefect_launch.jobs.code_checks import parse_entry_point
 
     given = {name: value for name, value in vars(options).items() if value is not None}
+    args = given.pop("args", ())
     given["entrypoint"] = parse_entry_point(given.get("entrypoint"))
+    if args and not given["entrypoint"]:
+        raise SpecError(
+            f"The arguments {shlex.join(args)!r} follow the job's entry point, which is not given. Give it with -E,"
+            ' such as -E "python train.py".'
+        )
+    given["entrypoint"] += tuple(args)
     if "retries" in given:
         given["retries"] = read_retries(given["retries"])
     request = JobRequest(path=path, job_type=kind, **given)
@@ -174,7 +192,7 @@ def describe(job: JobName, json: JsonOption = False) -> None:
             ("source", source(found)),
             ("work tree", work_tree(found)),
             ("built from", found.metadata.get("built_from")),
-            ("entry point", " ".join(found.entry_point)),
+            ("entry point", shlex.join(found.entry_point)),
             ("Python", found.runtime),
             ("description", found.description),
             ("retries", retries_of(found)),

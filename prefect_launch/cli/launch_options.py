@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, get_type_hints
 
 import typer
 
-from prefect_launch.cli.options import ConfigOption, merged, nested, read_mapping, read_retries, split_assignment, typed
+from prefect_launch.cli.options import (
+    ArgsArgument,
+    ConfigOption,
+    merged,
+    nested,
+    read_mapping,
+    read_retries,
+    split_assignment,
+    typed,
+)
 from prefect_launch.errors import SpecError
 from prefect_launch.spec.launch_spec import LaunchSpec
 from prefect_launch.spec.option import SpecField, fields_of, placed
@@ -69,6 +78,7 @@ class OwnOptions:
     inputs: SetOption = None
     variables: VariablesOption = None
     build: BuildOption = False
+    args: ArgsArgument = None
 
     def launch_config(self, api: Api) -> dict[str, Any]:
         """Return the options as one launch config; reads only the job's schema from the server.
@@ -84,7 +94,7 @@ class OwnOptions:
             if value is not None:
                 read = _READERS.get(spec_field.path)
                 given[spec_field.path] = read(value, spec_field.option.flags[-1]) if read else value
-        return self._with_inputs(api, _over(config, placed(given)))
+        return self._with_args(self._with_inputs(api, _over(config, placed(given))))
 
     def _with_inputs(self, api: Api, config: dict[str, Any]) -> dict[str, Any]:
         if not self.inputs:
@@ -99,6 +109,15 @@ class OwnOptions:
                 "The config's overrides.run_config must be a mapping of inputs for --set to be added to it."
             )
         return {**config, "overrides": {**overrides, "run_config": merged(own, inputs)}}
+
+    def _with_args(self, config: dict[str, Any]) -> dict[str, Any]:
+        if not self.args:
+            return config
+        overrides = config.get("overrides") or {}
+        own = overrides.get("args") or [] if isinstance(overrides, Mapping) else None
+        if not isinstance(own, list):
+            raise SpecError("The config's overrides.args must be a list of words for those after '--' to follow them.")
+        return {**config, "overrides": {**overrides, "args": [*own, *self.args]}}
 
     def template_variables(self, api: Api, queue: str) -> dict[str, Any] | None:
         """Return the template variables, with the types that the queue declares.

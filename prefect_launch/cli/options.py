@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, get_type_hints
 
 import typer
+import typer.core
 
 from prefect_launch.errors import SpecError
 
@@ -44,6 +45,24 @@ RetriesOption = Annotated[
         help='Retry rule: how often at most, or {"max": 3, "on": ["failed", "oom"], "delay": 30}.',
     ),
 ]
+
+ArgsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="-- ARGS", help="After '--': arguments of the job's program.", show_default=False),
+]
+
+
+class PassesArgs(typer.core.TyperCommand):
+    """A command whose parameter `args` takes all that follows `--`, and nothing before it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command line: options, then what follows `--`."""
+        end = args.index("--") if "--" in args else len(args)
+        rest = super().parse_args(ctx, args[:end])
+        if unexpected := ctx.params["args"]:
+            ctx.fail(f"Got unexpected extra argument ({' '.join(unexpected)}); the job's own arguments follow '--'")
+        ctx.params["args"] = args[end + 1 :]
+        return rest
 
 
 def group(help_text: str) -> typer.Typer:
