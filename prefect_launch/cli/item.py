@@ -8,7 +8,7 @@ from uuid import UUID
 
 import typer
 
-from prefect_launch.cli import item_files
+from prefect_launch.cli import item_change, item_files
 from prefect_launch.cli.item_list import list_
 from prefect_launch.cli.item_view import (
     find,
@@ -17,7 +17,7 @@ from prefect_launch.cli.item_view import (
     start_in_words,
     waiting_fields,
 )
-from prefect_launch.cli.options import ItemId, JsonOption, examples, group
+from prefect_launch.cli.options import ItemId, JsonOption, PassesArgs, examples, group
 from prefect_launch.cli.output import Column, at, lasted, print_details, print_json, print_table
 from prefect_launch.cli.process import connected
 from prefect_launch.client.item_fields import duration_of, fields_of, request_of, started_at, state_of
@@ -71,6 +71,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
         [
             ("id", short_id(run.id)),
             ("name", run.name),
+            ("rerun of", (earlier := request.get("rerun_of")) and short_id(earlier)),
             ("state", state_of(item)),
             ("message", item.message),
             ("why", waiting and waiting.reason),
@@ -171,3 +172,12 @@ def retry(item_id: ItemId, json: JsonOption = False) -> None:
         print_json({"id": run.id, "name": run.name, "state": "queued"})
         return
     typer.echo(f"The item {run.name} ({short_id(run.id)}) is back in the queue {run.queue_name}.")
+
+
+app.command(
+    cls=PassesArgs,
+    epilog=examples(
+        "prefect-launch item rerun 1a2b3c4d --set lr=0.5 -q a100",
+        "prefect-launch item rerun 1a2b3c4d -- --lr 0.5",
+    ),
+)(item_change.rerun)

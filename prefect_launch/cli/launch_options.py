@@ -6,7 +6,7 @@ a field, and the readers of values that are not plain text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final, get_type_hints
 
@@ -15,7 +15,6 @@ import typer
 from prefect_launch.cli.options import (
     ArgsArgument,
     ConfigOption,
-    merged,
     nested,
     read_mapping,
     read_retries,
@@ -23,6 +22,7 @@ from prefect_launch.cli.options import (
     typed,
 )
 from prefect_launch.errors import SpecError
+from prefect_launch.inputs.config_files import deep_merge
 from prefect_launch.spec.launch_spec import LaunchSpec
 from prefect_launch.spec.option import SpecField, fields_of, placed
 
@@ -99,16 +99,14 @@ class OwnOptions:
     def _with_inputs(self, api: Api, config: dict[str, Any]) -> dict[str, Any]:
         if not self.inputs:
             return config
-        job = config.get("job")  # `launch_add` refuses two sources, or none.
-        schema = api.job(job).schema if isinstance(job, str) and job else None
-        inputs = nested([split_assignment(text, "--set") for text in self.inputs], schema)
+        inputs = typed_inputs(api, config.get("job"), self.inputs)  # `launch_add` refuses two sources, or none.
         overrides = config.get("overrides") or {}
         own = overrides.get("run_config") or {} if isinstance(overrides, Mapping) else None
         if not isinstance(own, Mapping):
             raise SpecError(
                 "The config's overrides.run_config must be a mapping of inputs for --set to be added to it."
             )
-        return {**config, "overrides": {**overrides, "run_config": merged(own, inputs)}}
+        return {**config, "overrides": {**overrides, "run_config": deep_merge(own, inputs)}}
 
     def _with_args(self, config: dict[str, Any]) -> dict[str, Any]:
         if not self.args:
@@ -126,11 +124,30 @@ class OwnOptions:
             SpecError: when one is not `VAR=VALUE`.
             NotFoundError: for an unknown queue.
         """
-        if not self.variables:
-            return None
-        pairs = [split_assignment(text, "--template-variable") for text in self.variables]
-        schemas = api.run_queue(queue).template_variables
-        return {name: typed(text, schemas.get(name)) for name, text in pairs}
+        return typed_variables(api, queue, self.variables) if self.variables else None
+
+
+def typed_inputs(api: Api, job: object, given: Sequence[str]) -> dict[str, Any]:
+    """Return the inputs of `--set`, with the types that their job's schema declares.
+
+    Args:
+        api: reads the job.
+        job: its name, if the item has one.
+        given: each as `INPUT=VALUE`.
+
+    Raises:
+        SpecError: when one cannot be read.
+        NotFoundError: for an unknown job.
+    """
+    schema = api.job(job).schema if isinstance(job, str) and job else None
+    return nested([split_assignment(text, "--set") for text in given], schema)
+
+
+def typed_variables(api: Api, queue: str, given: Sequence[str]) -> dict[str, Any]:
+    """Return the values of template variables, with the types that the queue declares; each is given as `VAR=VALUE`."""
+    pairs = [split_assignment(text, "--template-variable") for text in given]
+    schemas = api.run_queue(queue).template_variables
+    return {name: typed(text, schemas.get(name)) for name, text in pairs}
 
 
 def parameter_of(path: str) -> str:

@@ -19,7 +19,7 @@ SWEEP: Final = "sweep"
 
 def request_of(item: Item) -> dict[str, Any]:
     """Return what an item asks for; for an invalid spec, only its job and inputs; for a sweep, its configuration."""
-    from prefect_launch.spec.item_parameters import JOB_LABEL, is_scheduler, spec_of
+    from prefect_launch.spec.item_parameters import JOB_LABEL, RERUN_LABEL, is_scheduler, spec_of
 
     if is_scheduler(item):
         given = {name: value for name, value in item.parameters.items() if value is not None}
@@ -43,6 +43,7 @@ def request_of(item: Item) -> dict[str, Any]:
         "entry_point": list(spec.overrides.entry_point or ()),
         "resource_args": spec.resource_args,
         "template_variables": spec.template_variables,
+        "rerun_of": item.labels.get(RERUN_LABEL),
     }
 
 

@@ -181,13 +181,17 @@ def read_request(arguments: Mapping[str, Any]) -> tuple[LaunchSpec, str]:
 # --- with an open session ---------------------------------------------------------------------------------------------
 
 
-async def add_item(api: Api, session: Session, spec: LaunchSpec, queue_name: str) -> QueuedRun:
-    """Check a spec and make its item; see `launch_add`."""
+async def add_item(
+    api: Api, session: Session, spec: LaunchSpec, queue_name: str, labels: Mapping[str, str] | None = None
+) -> QueuedRun:
+    """Check a spec and make its item, with these labels besides its own; see `launch_add`."""
     named = spec.run_id is not None
     for _ in range(_ATTEMPTS):
         checked = await check_item(api, session, spec, queue_name)
         await checked.check_run_id_free(session)
         queue, draft = checked.queue, await checked.made(session)
+        if labels:
+            draft = draft.model_copy(update={"labels": {**draft.labels, **labels}})
         item = await session.server.create_item(queue.deployment_id, draft)
         if item is not None and item.work_pool_name == queue.name:
             return QueuedRun(api, same_item(item, draft, queue) if named else item)

@@ -6,7 +6,7 @@ import getpass
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -56,14 +56,13 @@ class QueuedRun(ItemHandle):
         from prefect_launch.spec.item_parameters import options_of, run_id_of
 
         options = options_of(item)
-        queues = {priority.work_queue: priority for priority in Priority}
         super().__init__(api, item)
         self.run_id = run_id_of(item)
         self.queue_name = item.work_pool_name or ""
         self.entity = str(options.get("entity") or api.entity)
         self.project = str(options.get("project") or api.project)
         self.project_queue: str | None = None
-        self.priority = queues.get(item.work_queue_name or "default", Priority.MEDIUM)
+        self.priority = Priority.of_work_queue(item.work_queue_name)
         self.sweep: str | None = options.get("sweep_id")
 
     def __repr__(self) -> str:
@@ -266,6 +265,49 @@ class QueuedRun(ItemHandle):
         verdict = self._api.call(lambda session: session.server.propose(self._id, queued))
         if not verdict.accepted:
             raise LaunchError(f"Item {self.name} ({self.id}) cannot be retried: {verdict.reason}.")
+
+    def rerun(
+        self,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        args: Sequence[str] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        queue_name: str | None = None,
+        priority: int | str | None = None,
+        name: str | None = None,
+    ) -> QueuedRun:
+        """Queue a new item of the same job version, image digest and template variables; this one stays as it is.
+
+        Args:
+            inputs: over its own, group by group.
+            args: in place of its own.
+            template_variables: over its own.
+            queue_name: of another queue; by default its own.
+            priority: by default its own.
+            name: the new run's display name; by default its own, if it was given one.
+
+        Returns:
+            A handle on the new item.
+
+        Raises:
+            LaunchError: as `launch_add`; for a sweep, and for an item that is on no queue when none is named.
+        """
+        return self._api.call(
+            lambda session: self._rerun(
+                session,
+                inputs=inputs,
+                args=args,
+                template_variables=template_variables,
+                queue_name=queue_name,
+                priority=priority,
+                name=name,
+            )
+        )
+
+    async def _rerun(self, session: Session, **changes: Any) -> QueuedRun:
+        from prefect_launch.client.rerun import rerun_item
+
+        return await rerun_item(self._api, session, await self._item(session), **changes)
 
     def delete(self, delete_artifacts: bool = False) -> None:
         """Delete it from its queue and the server, with its log.

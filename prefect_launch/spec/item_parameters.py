@@ -18,6 +18,8 @@ from prefect_launch.spec.option import fields_of, placed
 
 #: Label: the job, at the version that was pinned.
 JOB_LABEL: Final = "prefect-launch.job"
+#: Label: the id of the item that it is a rerun of.
+RERUN_LABEL: Final = "prefect-launch.rerun-of"
 #: Label of items that were made from a job's form.
 FORM_LABEL: Final = "prefect-launch.form"
 #: The parameter of a job's form that holds the launch options.

@@ -32,6 +32,11 @@ class Priority(IntEnum):
         return "default" if self is Priority.MEDIUM else self.name.lower()
 
     @classmethod
+    def of_work_queue(cls, name: str | None) -> Priority:
+        """Return the priority of the items in a work queue; a work queue of another name has the default one."""
+        return next((priority for priority in cls if priority.work_queue == name), cls.MEDIUM)
+
+    @classmethod
     def parse(cls, value: object) -> Priority:
         """Return the priority that ``value`` names: a number 1 to 4, or its word.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.cli.options import merged, nested, read_mapping, read_retries, split_assignment, typed
+from prefect_launch.cli.options import nested, read_mapping, read_retries, split_assignment, typed
 from prefect_launch.errors import SpecError
 
 
@@ -110,13 +110,6 @@ def test_dots_lead_into_groups_unless_an_input_has_them_in_its_name() -> None:
 def test_input_that_is_both_value_and_group_is_refused() -> None:
     with pytest.raises(SpecError, match=r"'a\.b' is set in 'a'"):
         nested([("a", "1"), ("a.b", "2")], None)
-
-
-def test_inputs_of_the_command_line_win_over_the_config_group_by_group() -> None:
-    config = {"lr": 1, "model": {"layers": 2, "width": 8}}
-
-    assert merged(config, {"model": {"width": 16}}) == {"lr": 1, "model": {"layers": 2, "width": 16}}
-    assert config == {"lr": 1, "model": {"layers": 2, "width": 8}}
 
 
 @pytest.mark.parametrize(
