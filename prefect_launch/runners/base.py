@@ -214,6 +214,11 @@ class RunPlan(BaseModel):
         return self.run_dir / "outputs"
 
 
+#: Why a run that was stopped has no exit code, as `ExitStatus.error`. Programs of the standard library alone have
+#: copies.
+NEVER_STARTED: Final = "it had not started"
+
+
 class ExitStatus(BaseModel):
     """How a job's process ended."""
 
@@ -615,6 +620,10 @@ class Runner(ABC):
     async def find_beside(self, item_id: str) -> list[Found]:
         """List what has not ended of an item, also under agents of other homes; none where `find` sees these too."""
         return []
+
+    async def display_name(self, handle: str) -> str:
+        """Return what people call a run that was started, in the resource's own tools; by default its handle."""
+        return handle
 
     async def image_of(self, handle: str) -> str | None:
         """Return the image that a run was created from, by its digest; `None` where there are no images."""

@@ -11,7 +11,7 @@ import anyio
 
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError
-from prefect_launch.runners.base import ExitStatus, RunPlan, nothing, signal_of
+from prefect_launch.runners.base import NEVER_STARTED, ExitStatus, RunPlan, nothing, signal_of
 
 
 class Err(bytes):
@@ -156,7 +156,7 @@ class ScriptedRun:
     def exit_status(self) -> ExitStatus:
         """Return how it ended."""
         if self.process is None:
-            return ExitStatus(exit_code=None, stopped=self.stopped, error="stopped before it was started")
+            return ExitStatus(exit_code=None, stopped=self.stopped, error=NEVER_STARTED)
         return ExitStatus(
             exit_code=self.process.exit_code,
             signal=self.process.signal,

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 
 from prefect_launch.agent.context import AgentContext, resource_of_item
 from prefect_launch.agent.devices.allocator import DevicesBusyError
@@ -157,7 +156,8 @@ class ItemLifecycle:
         resource = self._context.resource_of(attempt.runner)
         self._context.runner_health.mark_up(attempt.part, self._running.queue)
         await until_running(attempt)
-        what = ", ".join(filter(None, (f"{resource} {Path(handle).name[:12]}", attempt.describe_held())))
+        name = await attempt.runner.display_name(handle)
+        what = ", ".join(filter(None, (f"{resource} {name}", attempt.describe_held())))
         message = f"Runs on {self._context.config.name} ({what})."
         await attempt.transition(ItemState.RUNNING, message, data={"image": image} if image else None)
         for hook in attempt.hooks:

@@ -27,6 +27,7 @@ from prefect_launch.errors import InfrastructureError, LaunchError, SpecError, U
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.registries.base import Registry
 from prefect_launch.runners.base import (
+    NEVER_STARTED,
     TAKEOVER_SECONDS,
     ExitStatus,
     Finding,
@@ -337,7 +338,7 @@ class LocalContainerRunner(Runner):
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         container = await self._engine.container(handle)
         if container is not None and container.waits_for_start and await _was_stopped(plan.run_dir):
-            return ExitStatus(exit_code=None, stopped=True, error="stopped before it was started")
+            return ExitStatus(exit_code=None, stopped=True, error=NEVER_STARTED)
         copier = LogCopier(self._engine, handle, plan.log_path)
         copier.start()
         try:
@@ -386,6 +387,9 @@ class LocalContainerRunner(Runner):
     async def find(self, labels: Mapping[str, str]) -> list[Found]:
         found = await self._engine.containers(labels)
         return await anyio.to_thread.run_sync(lambda: [_found(one) for one in found if Labels.ITEM in one.labels])
+
+    async def display_name(self, handle: str) -> str:
+        return handle[:12]  # As 'docker ps' shows it.
 
     async def image_of(self, handle: str) -> str | None:
         if handle in self._images_used:

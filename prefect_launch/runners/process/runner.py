@@ -28,6 +28,7 @@ from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners import option_values as values
 from prefect_launch.runners.base import (
+    NEVER_STARTED,
     TAKEOVER_SECONDS,
     ExitStatus,
     Finding,
@@ -182,6 +183,10 @@ class LocalProcessRunner(Runner):
     async def find_beside(self, item_id: str) -> list[Found]:
         return await anyio.to_thread.run_sync(self._index.find_beside, item_id)
 
+    async def display_name(self, handle: str) -> str:
+        started = await anyio.to_thread.run_sync(RunFolder(Path(handle)).read, supervisor.STARTED)
+        return f"pid {started['pid']}" if started else handle
+
     async def remove(self, handle: str) -> None:
         await anyio.to_thread.run_sync(self._remove, RunFolder(Path(handle)))
 
@@ -307,7 +312,7 @@ def _ask_to_stop(folder: RunFolder, grace_seconds: float) -> int | None:
 def _end_unseen(folder: RunFolder) -> ExitStatus:
     """Return the end of a run that has no supervisor and no note of its end; what is left of its job is killed."""
     if folder.has(supervisor.STOP) and not folder.has(supervisor.STARTED):
-        return ExitStatus(exit_code=None, stopped=True, error="stopped before it was started")
+        return ExitStatus(exit_code=None, stopped=True, error=NEVER_STARTED)
     folder.kill_job()
     return ExitStatus(exit_code=None, error=_lost(folder), stopped=folder.has(supervisor.STOP))
 

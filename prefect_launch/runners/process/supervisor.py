@@ -127,7 +127,7 @@ def main(run_dir: str, ready_fd: int | None, variables_fd: int | None = None) ->
 def refusal(claim: str | None) -> Json | None:
     """Say why nothing may be started: a stop was requested, or another agent has claimed its item."""
     if os.path.exists(STOP):
-        return {"stopped": True, "error": "stopped before it was started"}
+        return {"stopped": True, "error": "it had not started"}
     if claim and os.path.exists(CLAIM):
         with open(CLAIM, encoding="utf-8", errors="replace") as file:
             return {"error": "not started: the item was claimed again"} if file.read() != claim else None

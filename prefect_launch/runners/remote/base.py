@@ -299,7 +299,8 @@ class RemoteRunner(Runner):
             return
         seen = f"still {status.state.value}" + (f": {status.reason}" if status.reason else "") if status else "not seen"
         raise InfrastructureError(
-            f"The run {handle!r} on {self.name} was told to end, and {limit:g} s later it is {seen}."
+            f"The run {await self.display_name(handle)!r} on {self.name} was told to end, and {limit:g} s later it is"
+            f" {seen}."
             " It is not known to have stopped: look at it there."
         )
 
@@ -322,6 +323,9 @@ class RemoteRunner(Runner):
             for handle, plan in self._not_submitted.items()
             if handle not in known and labels.items() <= plan.labels.items()
         ]
+
+    async def display_name(self, handle: str) -> str:
+        return RunHandle.parse(handle).job
 
     async def remove(self, handle: str) -> None:
         self._not_submitted.pop(handle, None)
@@ -416,7 +420,7 @@ class RemoteRunner(Runner):
 
     def _why_gone(self, stopped: bool) -> str:
         if stopped:
-            return f"stopped: {self.name} has it no more"
+            return f"{self.name} has it no more"
         return f"somebody else removed it from {self.name}, and its exit code with it"
 
     # That a run was stopped by us outlives the agent: a time limit, say, differs from a job deleted by hand.

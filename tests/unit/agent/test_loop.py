@@ -30,7 +30,7 @@ async def test_item_shows_its_log_its_outputs_and_where_it_ran(bench: Bench) -> 
     (artifact,) = await bench.server.list_artifacts(item.id)
     assert "0.9" in artifact["data"]
     running = (await bench.server.read_states(item.id))[2]
-    assert (running.message or "").startswith("Runs on box (local-container ")
+    assert (running.message or "").startswith(f"Runs on box (local-container launch-{item.id}-1")
     assert (await bench.read(item.id)).infrastructure_pid == f"launch-{item.id}-1"
 
 

@@ -332,6 +332,9 @@ class KubernetesRunner(RemoteRunner):
         except LaunchError:
             return None
 
+    async def display_name(self, handle: str) -> str:
+        return KubernetesHandle.parse(RunHandle.parse(handle).job).name
+
     async def seek(self, where: str | RunPlan) -> None:
         with suppress(ValueError, LaunchError):
             if isinstance(where, RunPlan):

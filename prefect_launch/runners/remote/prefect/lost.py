@@ -100,7 +100,7 @@ class LostRuns:
 
     async def _end_cancelled(self, server: Server, child: Item, seconds: float) -> None:
         if seconds >= self._lost_seconds * _TO_CANCEL:
-            message = "It was cancelled before it had started, and no worker has ended it."
+            message = "It had not started, and no worker has ended it."
             await self._end_waiting(server, child, seconds, _cancelled(message))
 
     async def _why_never_started(self, reasons: WaitReasons, child: Item, seconds: float) -> str | None:

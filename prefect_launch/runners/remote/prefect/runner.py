@@ -36,7 +36,7 @@ from prefect_launch.runners.remote.prefect.command import PLAN_KEY
 from prefect_launch.runners.remote.prefect.logs import read_job_log, read_workers_log
 from prefect_launch.runners.remote.prefect.lost import LOST_SECONDS, NOBODY, LostRuns
 from prefect_launch.runners.remote.prefect.payload import delete_payload, fetch_outputs, put_payload
-from prefect_launch.runners.remote.prefect.status import HELD, end_of, is_held, job_of
+from prefect_launch.runners.remote.prefect.status import END_OF_UNSTARTED, HELD, end_of, is_held, job_of
 from prefect_launch.runners.remote.prefect.waiting import WaitReasons
 from prefect_launch.runners.remote.prefect.wrapper import START_KEY
 from prefect_launch.server.paging import all_items
@@ -220,7 +220,12 @@ class PrefectRunner(RemoteRunner):
             child = await server.read_item(UUID(handle))
             if child is None or child.state_type in TERMINAL:
                 return
-            cancelled = State(type=StateType.CANCELLED, name="Cancelled", message="Cancelled by prefect-launch.")
+            cancelled = State(
+                type=StateType.CANCELLED,
+                name="Cancelled",
+                message="Stopped before it was started.",
+                data=END_OF_UNSTARTED,
+            )
             if is_held(child):
                 await server.propose(child.id, cancelled)
                 return

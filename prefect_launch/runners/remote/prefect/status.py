@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from prefect_launch.core.states import TERMINAL, StateType
-from prefect_launch.runners.base import ExitStatus, signal_of
+from prefect_launch.runners.base import NEVER_STARTED, ExitStatus, signal_of
 from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState, RemoteStatus
 from prefect_launch.runners.remote.prefect.wrapper import HEARTBEAT_LABEL
 from prefect_launch.server.values import Item
@@ -20,6 +20,8 @@ from prefect_launch.server.values import Item
 HELD: Final = "Held"
 #: Marks the data of a state as the wrapper's.
 _MARK: Final = "prefect-launch"
+#: What stands in the state of a child that was stopped before it was started, where no wrapper will speak.
+END_OF_UNSTARTED: Final = {_MARK: 1, "exit_code": None, "stopped": True, "error": NEVER_STARTED}
 _PREFECTS: Final = "prefect."
 
 
@@ -71,14 +73,16 @@ def exit_of(child: Item) -> ExitStatus:
         )
     error, lost = end.get("error"), end.get("log_lost_bytes")
     told = (f"{lost:,} bytes of its output are lost: {end.get('log_lost_why')}",) if lost else ()
-    if end.get("terminated"):
+    # Its worker may have ended it for the very request that it is stopped by.
+    is_preempted = bool(end.get("terminated")) and not end.get("stopped")
+    if is_preempted:
         error = f"the infrastructure of its worker was told to end, and it with it (exit code {end['exit_code']})"
     return ExitStatus(
         exit_code=end.get("exit_code"),
         signal=end.get("signal") or signal_of(end.get("exit_code")),
         oom_killed=bool(end.get("oom_killed")),
         stopped=bool(end.get("stopped")),
-        preempted=bool(end.get("terminated")),
+        preempted=is_preempted,
         error=error,
         started_at=_time(end.get("started_at")),
         ended_at=_time(end.get("ended_at")),
@@ -90,7 +94,8 @@ def exit_of(child: Item) -> ExitStatus:
 def _without_wrapper(child: Item) -> str:
     where = f"the work pool {child.work_pool_name!r}" if child.work_pool_name else "a work pool that is gone"
     if child.state_type is StateType.CANCELLED:
-        return f"its flow run {child.id} in {where} was cancelled" + (f": {child.message}" if child.message else "")
+        why = (child.message or "").rstrip(".")
+        return f"its flow run {child.id} in {where} was cancelled" + (f": {why}" if why else "")
     told = f": {child.message}" if child.message else ", and nothing was said of the reason"
     return f"its flow run {child.id} in {where} is {child.state_name}{told}"
 

@@ -74,7 +74,7 @@ _LOOK_SECONDS = 10.0
 #: How long streams may stay open in silence once the command has ended.
 _SILENCE_SECONDS = 0.5
 _CHUNK_CHARS = 512 * 1024
-_NEVER_STARTED = "stopped before it was started"
+_NEVER_STARTED = "it had not started"
 _CANNOT_RUN, _NOT_FOUND = 126, 127
 
 

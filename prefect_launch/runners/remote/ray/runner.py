@@ -18,7 +18,7 @@ import anyio
 from prefect_launch.core.output_limits import LeftOut
 from prefect_launch.errors import InfrastructureError, LaunchError, SpecError, UnreachableError
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import ExitStatus, Finding, Labels, RunPlan, nothing
+from prefect_launch.runners.base import NEVER_STARTED, ExitStatus, Finding, Labels, RunPlan, nothing
 from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.option_values import Quantity
 from prefect_launch.runners.remote.base import RemoteRunner
@@ -29,7 +29,6 @@ from prefect_launch.runners.remote.ray.cluster import RayCluster
 from prefect_launch.runners.remote.ray.outputs import RunNote, RunNotes, keep_outputs
 from prefect_launch.runners.remote.ray.packages import pip_packages, upload_code
 from prefect_launch.runners.remote.ray.status import (
-    NEVER_STARTED,
     STOPPED_BY_OTHERS,
     labels_of,
     read_job,

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prefect_launch.core.masking import without_users
 from prefect_launch.errors import InfrastructureError, LaunchError, SpecError
-from prefect_launch.runners.base import ExitStatus, Labels, signal_of
+from prefect_launch.runners.base import NEVER_STARTED, ExitStatus, Labels, signal_of
 from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState, RemoteStatus, RunHandle
 from prefect_launch.runners.remote.marked_log import MarkedLog
 from prefect_launch.runners.remote.ray.options import ASKS_LABEL, PLACEHOLDER_LABEL, describe
@@ -43,7 +43,6 @@ _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 #: A frame of a traceback: where, its line of code, and carets below that.
 _FRAME: Final = re.compile(r"^ *File \"[^\n]*\", line \d+[^\n]*\n(?: {4,}[^\n]*\n)?(?:[ ^~]+\n)?", re.MULTILINE)
 _SIGKILL: Final = 137
-NEVER_STARTED: Final = "stopped before it was started"
 #: Ray does not say who stopped a job: so it is, unless this agent has noted that it asked for it.
 STOPPED_BY_OTHERS: Final = "STOPPED: somebody stopped it in Ray, and not this agent"
 

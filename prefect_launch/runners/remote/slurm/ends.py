@@ -11,7 +11,7 @@ import time
 from typing import Final
 
 from prefect_launch.errors import SpecError
-from prefect_launch.runners.base import ExitStatus, signal_of
+from prefect_launch.runners.base import NEVER_STARTED, ExitStatus, signal_of
 from prefect_launch.runners.remote.jobs import RemoteState, RemoteStatus
 from prefect_launch.runners.remote.slurm.folder import JobFolder, WrittenExit
 from prefect_launch.runners.remote.slurm.jobs import MACHINE_FAULTS, SlurmJob
@@ -67,7 +67,7 @@ def _written_end(folder: JobFolder, written: WrittenExit, job: SlurmJob | None) 
         ended_at=written.ended_at,
     )
     if code is None:
-        return end.model_copy(update={"error": "stopped before it was started"})
+        return end.model_copy(update={"error": NEVER_STARTED})
     if code == 127 and folder.missing_program is not None:
         where = f"on the node {folder.node}"
         return end.model_copy(update={"error": f"its program {folder.missing_program!r} was not found {where}"})

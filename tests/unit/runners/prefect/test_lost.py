@@ -53,7 +53,7 @@ async def test_run_that_is_cancelled_before_its_start_and_that_no_worker_ends_is
     await world.server.propose(child_of(handle), State(type=StateType.CANCELLING, name="Cancelling"))
     end = await watch(runner, handle, plan)
     assert (end.exit_code, end.stopped) == (None, True)
-    assert "was cancelled: It was cancelled before it had started, and no worker has ended it." in end.describe()
+    assert "was cancelled: It had not started, and no worker has ended it" in end.describe()
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,19 @@ async def test_run_that_its_worker_claimed_and_never_started_is_stopped_at_once_
     await asyncio.wait_for(runner.stop(handle, 30.0), LIMIT_SECONDS / 4)
     [found] = await runner.find({})
     assert found.state is RunState.EXITED
+    end = await watch(runner, handle, plan)
+    assert (end.stopped, end.preempted, end.describe()) == (True, False, "it had not started")
     assert await world.server.read_input(child_of(handle), START_KEY) is not None  # No wrapper can start it any more.
+
+
+async def test_run_whose_worker_ends_it_for_its_stop_is_told_as_stopped_alone(world: PrefectWorld) -> None:
+    world.fill()
+    runner, plan = world.runner(), world.plan("echo never")
+    handle = await start(runner, plan)
+    said = {"prefect-launch": 1, "exit_code": 143, "terminated": True, "stopped": True}
+    await world.server.propose(child_of(handle), State(type=StateType.CANCELLED, name="Cancelled", data=said))
+    end = await watch(runner, handle, plan)
+    assert (end.stopped, end.preempted, end.describe()) == (True, False, "ended by signal SIGTERM (exit code 143)")
 
 
 async def test_worker_that_cannot_start_a_run_is_quoted_in_the_end_and_in_the_log(world: PrefectWorld) -> None:

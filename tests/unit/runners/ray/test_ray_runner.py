@@ -402,7 +402,7 @@ async def test_job_that_waits_is_stopped_by_killing_its_supervisor(
     api.faults.append(kill)
     await runner.stop(handle, 0.0)
     end = await runner.watch(handle, plan)
-    assert (end.stopped, end.exit_code, end.describe()) == (True, None, "stopped before it was started")
+    assert (end.stopped, end.exit_code, end.describe()) == (True, None, "it had not started")
     until = time.monotonic() + 30
     while list(api.jobs) != [plan.name]:  # The job that killed it is removed.
         assert time.monotonic() < until
@@ -650,7 +650,7 @@ async def test_submission_that_arrives_after_its_stop_starts_nothing(tmp_path: P
     assert api.answer(late[0]).status_code == 500
     assert api.jobs[plan.name]["entrypoint"] == "exit 143"
     told = await runner.watch(handle, plan)
-    assert (told.stopped, told.exit_code, told.describe()) == (True, None, "stopped before it was started")
+    assert (told.stopped, told.exit_code, told.describe()) == (True, None, "it had not started")
     await runner.remove(handle)
     assert not api.jobs
     await runner.aclose()
