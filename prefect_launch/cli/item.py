@@ -9,6 +9,7 @@ from uuid import UUID
 import typer
 
 from prefect_launch.cli import item_change, item_files
+from prefect_launch.cli.item_compare import compare
 from prefect_launch.cli.item_list import list_
 from prefect_launch.cli.item_view import (
     find,
@@ -41,6 +42,11 @@ app.command(
         " -C name,inputs,outputs,took",
     ),
 )(list_)
+app.command(
+    epilog=examples(
+        "prefect-launch item compare baseline 1a2b3c4d", "prefect-launch item compare a b c --html runs.html"
+    )
+)(compare)
 
 
 @app.command()

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import typer
@@ -151,6 +152,28 @@ def at(moment: datetime | None) -> str:
     from prefect_launch.core.units import local_time
 
     return "" if moment is None else local_time(moment)
+
+
+def write_file(path: Path, text: str, option: str) -> None:
+    """Write a file whole.
+
+    Args:
+        path: of the file.
+        text: its content.
+        option: which named it, for the refusal.
+
+    Raises:
+        SpecError: when it cannot be written.
+    """
+    from prefect_launch.errors import SpecError, clause
+    from prefect_launch.inputs.atomic import write_atomically
+
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        write_atomically(path, text)
+    except OSError as error:
+        raise SpecError(f"Cannot write {str(path)!r}: {clause(error)}. Give another file to {option}.") from error
 
 
 def terminal_columns() -> int | None:

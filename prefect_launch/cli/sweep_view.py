@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import typer
 
-from prefect_launch.cli.output import Column, details_of, print_details, print_table, table_of
+from prefect_launch.cli.output import Column, details_of, print_details, print_table, table_of, write_file
 from prefect_launch.client.item_fields import state_of
 from prefect_launch.core.terminal import printable, unguarded_stdout
 
@@ -241,24 +241,5 @@ def write_report(report: SweepReport, ui_url: str, output: str | None) -> None:
         typer.echo(html, nl=False)
         return
     path = Path(output or f"sweep-{short_id(report.sweep_id)}.html")
-    write_file(path, html)
+    write_file(path, html, "-o")
     typer.echo(f"The report of the sweep {printable(report.name)} is in {path}.")
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a file whole.
-
-    Raises:
-        SpecError: when it cannot be written.
-    """
-    from prefect_launch.errors import SpecError, clause
-    from prefect_launch.inputs.atomic import write_atomically
-
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(21, "it is a folder")
-        write_atomically(path, text)
-    except OSError as error:
-        raise SpecError(
-            f"Cannot write the report to {str(path)!r}: {clause(error)}. Give another file to -o."
-        ) from error

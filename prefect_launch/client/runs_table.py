@@ -66,15 +66,18 @@ class Run:
         waited = (started - created).total_seconds() if started and created else None
         values = {**request, **fields_of(self.handle, self.item), "waited_seconds": waited}
         found = {name: values.get(name) for name in COLUMNS}
-        found |= _flat(INPUTS, request["inputs"]) | _flat(OUTPUTS, self.outputs)
-        return found | {f"{METRICS}.{name}": self.metrics.value(name) for name in self.metrics.names}
+        found |= flat(request["inputs"], INPUTS) | flat(self.outputs, OUTPUTS)
+        return found | {
+            f"{METRICS}.{name}": self.metrics.value(name) for name in [*self.metrics.series, *self.metrics.wandb]
+        }
 
 
-def _flat(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def flat(values: Mapping[str, Any], group: str = "") -> dict[str, Any]:
+    """Return nested values by dotted names, below the name of a group."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        key = f"{group}.{name}"
-        found |= _flat(key, value) if isinstance(value, Mapping) and value else {key: value}
+        key = f"{group}.{name}" if group else name
+        found |= flat(value, key) if isinstance(value, Mapping) and value else {key: value}
     return found
 
 
@@ -98,7 +101,7 @@ async def read_runs(api: Api, session: Session, wanted: RunFilter, columns: Coll
     seen: set[str] = set()
     async for page in _pages(session, wanted):
         runs = [Run(QueuedRun(api, item), item, {}, Metrics()) for item in page]
-        runs = await _complete(session, runs, wanted.columns)
+        runs = await complete(session, runs, wanted.columns)
         seen.update(column for run in runs for column in run.row)
         found += [run for run in runs if wanted.fits(run.row)]
         if len(found) >= most:
@@ -106,7 +109,7 @@ async def read_runs(api: Api, session: Session, wanted: RunFilter, columns: Coll
     wanted.check_seen(seen)
     if wanted.sort:
         found.sort(key=lambda run: wanted.place(run.row), reverse=wanted.descends)
-    return await _complete(session, found[: wanted.limit], columns)
+    return await complete(session, found[: wanted.limit], columns)
 
 
 async def _pages(session: Session, wanted: RunFilter) -> AsyncIterator[list[Item]]:
@@ -139,8 +142,12 @@ async def _pages(session: Session, wanted: RunFilter) -> AsyncIterator[list[Item
     yield page
 
 
-async def _complete(session: Session, runs: list[Run], columns: Collection[str]) -> list[Run]:
-    """Return runs with their outputs and metrics, where columns need them."""
+async def complete(session: Session, runs: list[Run], columns: Collection[str]) -> list[Run]:
+    """Return runs with their outputs and metrics, where columns need them.
+
+    Raises:
+        InfrastructureError: when outputs cannot be read from their store.
+    """
     groups = {name.partition(".")[0] for name in columns}
     metrics: Mapping[UUID, Metrics] = {}
     if METRICS in groups:

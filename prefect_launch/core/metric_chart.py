@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from prefect_launch.core.metrics import Metrics, Point, Series, format_number, sparkline
@@ -15,6 +15,8 @@ _MAX_CHARTS: Final = 8
 _MAX_POINTS: Final = 250
 _WIDTH, _HEIGHT, _COLUMNS = 420, 220, 2
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 34, 30
+#: The lines of a chart, in their order: colours that are told apart with any kind of sight, none of them `BAD`.
+_COLOURS: Final = (DATA, "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#6b4c9a", "#8c6d31", "#374151")
 #: In a table, more blocks run over the side bar of the newer UI.
 _TREND_CHARS: Final = 10
 
@@ -52,22 +54,39 @@ def _row(metrics: Metrics, name: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def chart_svg(charted: dict[str, Series]) -> str:
+def chart_svg(charted: Mapping[str, Series]) -> str:
     """Draw a chart of each metric by its steps, side by side."""
+    return lines_svg({name: {name: series} for name, series in charted.items()})
+
+
+def lines_svg(charted: Mapping[str, Mapping[str, Series]]) -> str:
+    """Draw charts side by side, each with a line for each series, in the order of their colours.
+
+    Args:
+        charted: the series by name, by the title of their chart; each series has a value.
+    """
     columns = min(_COLUMNS, max(1, len(charted)))
     rows = -(-len(charted) // columns)
     width, height = columns * _WIDTH, rows * _HEIGHT
     parts = []
-    for index, (name, series) in enumerate(charted.items()):
+    for index, (name, lines) in enumerate(charted.items()):
         row, column = divmod(index, columns)
-        parts.append(f'<g transform="translate({column * _WIDTH} {row * _HEIGHT})">{_chart(name, series)}</g>')
+        parts.append(f'<g transform="translate({column * _WIDTH} {row * _HEIGHT})">{_chart(name, lines)}</g>')
     return drawing(width, height, parts)
 
 
-def _chart(name: str, series: Series) -> str:
-    points = _fewer(series.points())
-    low, high = (_finite(point, 0.0) for point in (series.low, series.high))
-    first, last = points[0][0], points[-1][0]
+def line_colour(place: int) -> str:
+    """Return the colour of a line by its place among those of a chart, from 0."""
+    return _COLOURS[place % len(_COLOURS)]
+
+
+def _chart(name: str, lines: Mapping[str, Series]) -> str:
+    drawn = {place: _fewer(series.points()) for place, series in enumerate(lines.values()) if series.last is not None}
+    low = min((_finite(series.low, math.inf) for series in lines.values()), default=0.0)
+    high = max((_finite(series.high, -math.inf) for series in lines.values()), default=0.0)
+    low, high = (low, high) if low <= high else (0.0, 0.0)
+    first = min(points[0][0] for points in drawn.values())
+    last = max(points[-1][0] for points in drawn.values())
     inner_width, inner_height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
     def x(step: int) -> float:
@@ -93,13 +112,15 @@ def _chart(name: str, series: Series) -> str:
     parts.append(text((_LEFT + right) / 2, bottom + 18, "step"))
     if last > first:
         parts.append(text(right, bottom + 18, str(last), "end"))
-    for piece in _pieces(points):
-        line = " ".join(f"{x(step)},{y(value)}" for step, value in piece)
-        if len(piece) > 1:
-            parts.append(f'<polyline points="{line}" fill="none" stroke="{DATA}" stroke-width="1.6"/>')
-        else:
-            parts.append(f'<circle cx="{x(piece[0][0])}" cy="{y(piece[0][1])}" r="3" fill="{DATA}"/>')
-    bad = [step for step, value in points if not math.isfinite(value)]
+    for place, points in drawn.items():
+        for piece in _pieces(points):
+            line = " ".join(f"{x(step)},{y(value)}" for step, value in piece)
+            colour = line_colour(place)
+            if len(piece) > 1:
+                parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
+            else:
+                parts.append(f'<circle cx="{x(piece[0][0])}" cy="{y(piece[0][1])}" r="3" fill="{colour}"/>')
+    bad = [step for points in drawn.values() for step, value in points if not math.isfinite(value)]
     parts += [f'<path d="M{x(step)} {_TOP}V{bottom}" stroke="{BAD}" stroke-opacity="0.5"/>' for step in bad]
     if bad:
         parts.append(text(right, 20, "red: NaN or infinite", "end"))

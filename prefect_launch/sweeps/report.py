@@ -5,14 +5,13 @@ Bounded in size, however many trials there are.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 from uuid import UUID
 
+from prefect_launch.core.html_page import Html, html_page, html_rows
 from prefect_launch.core.metrics import format_number
 from prefect_launch.core.svg import escaped, markdown_code, markdown_image, shortened
 from prefect_launch.core.validation import clean_text
@@ -214,32 +213,23 @@ class SweepReport:
         Args:
             link: returns the address of an item's page.
         """
-        parts = [f"<h1>Sweep {escaped(self.name)}</h1>", _html_rows((), [list(pair) for pair in self.details])]
+        parts = [f"<h1>Sweep {escaped(self.name)}</h1>", html_rows((), [list(pair) for pair in self.details])]
         if self.best is not None and self.config.objective is not None:
             value = escaped(f"{self.config.objective.name} {format_number(self.best.value or 0.0)}")
             parts.append(f"<h2>Best: {self._html_link(self.best.number, link, 'trial ')}, {value}</h2>")
-            parts.append(_html_rows((), [list(pair) for pair in flat_params(self.best.params).items()]))
+            parts.append(html_rows((), [list(pair) for pair in flat_params(self.best.params).items()]))
         parts += [f"<figure>{svg}</figure>" for svg in self.charts.values()]
         if self.failures:
             rows = [
-                [f"{len(one.trials):,}", one.cause, _Html(", ".join(self._html_links(one.trials, link)))]
+                [f"{len(one.trials):,}", one.cause, Html(", ".join(self._html_links(one.trials, link)))]
                 for one in self.failures
             ]
-            parts += ["<h2>Failures</h2>", _html_rows(("Trials", "Cause", "Which"), rows)]
+            parts += ["<h2>Failures</h2>", html_rows(("Trials", "Cause", "Which"), rows)]
         table = trial_table(self.trials, self.config, max_rows=_HTML_ROWS)
-        trials = [[_Html(self._html_link(row.trial.number, link)), *row.cells[1:]] for row in table.rows]
+        trials = [[Html(self._html_link(row.trial.number, link)), *row.cells[1:]] for row in table.rows]
         more = f"<p>{table.left_out:,} more trials are not in this table.</p>" if table.left_out else ""
-        parts += ["<h2>Trials</h2>", _html_rows(table.headings, trials, sortable=True), more]
-        digest = base64.b64encode(hashlib.sha256(_SORT.encode()).digest()).decode()
-        policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-        return (
-            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-            '<meta name="viewport" content="width=device-width">'
-            f"<title>Sweep {escaped(self.name)}</title><style>{_STYLE}</style></head>\n<body>"
-            + "\n".join(parts)
-            + f"\n<script>{_SORT}</script></body></html>\n"
-        )
+        parts += ["<h2>Trials</h2>", html_rows(table.headings, trials, sortable=True), more]
+        return html_page(f"Sweep {self.name}", parts)
 
     def _html_link(self, number: int, link: Link, before: str = "") -> str:
         return f'<a href="{escaped(link(self._item(number)))}">{before}{number}</a>'
@@ -258,53 +248,3 @@ def _rows(headings: Any, rows: list[Any]) -> str:
     """Return a Markdown table."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-class _Html(str):
-    """A text that is HTML already."""
-
-
-def _html_rows(headings: Any, rows: list[Any], *, sortable: bool = False) -> str:
-    head = "".join(f"<th>{escaped(words)}</th>" for words in headings)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{cell if isinstance(cell, _Html) else escaped(cell)}</td>" for cell in cells) + "</tr>"
-        for cells in rows
-    )
-    return (
-        f'<div class="wide"><table{" class=sortable" if sortable else ""}>'
-        + (f"<thead><tr>{head}</tr></thead>" if head else "")
-        + f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-_STYLE: Final = """
-:root { color-scheme: light dark; --line: #8884; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
-.wide { overflow-x: auto; }
-figure { margin: 1rem 0; }
-figure svg { width: 100%; max-width: 900px; height: auto; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td { max-width: 30rem; overflow-wrap: anywhere; }
-.sortable th { cursor: pointer; white-space: nowrap; }
-.sortable td { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-"""
-_SORT: Final = """
-for (const table of document.querySelectorAll(".sortable")) {
-  table.querySelectorAll("th").forEach((head, column) => head.addEventListener("click", () => {
-    const down = head.dataset.order === "up";
-    table.querySelectorAll("th").forEach((other) => delete other.dataset.order);
-    head.dataset.order = down ? "down" : "up";
-    const key = (row) => row.cells[column].textContent.trim();
-    const number = (text) => (text === "" || isNaN(Number(text)) ? null : Number(text));
-    const compare = (a, b) => {
-      const [x, y] = [number(key(a)), number(key(b))];
-      if (x !== null && y !== null) return down ? y - x : x - y;
-      if ((x === null) !== (y === null)) return x === null ? 1 : -1;
-      return (down ? -1 : 1) * key(a).localeCompare(key(b));
-    };
-    const body = table.tBodies[0];
-    body.append(...[...body.rows].sort(compare));
-  }));
-}
-"""
