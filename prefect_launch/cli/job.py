@@ -47,6 +47,11 @@ _OPTIONS: Final[dict[str, Any]] = {
     "input_schema": _option(
         "--schema", metavar="SCHEMA", text="Schema of the inputs: a JSON schema file, or module:Class in the code."
     ),
+    "inputs_as": _option(
+        "--inputs-as",
+        metavar="WAY",
+        text="How the program gets its inputs besides $LAUNCH_CONFIG: args, jsonargparse, hydra, env. Default: json.",
+    ),
     "description": _option("-d", "--description", metavar="TEXT", text="Description of the job."),
     "retries": RetriesOption,
     "runtime": _option("-r", "--runtime", metavar="PYTHON", text='Python version, such as "3.11".'),
@@ -193,6 +198,7 @@ def describe(job: JobName, json: JsonOption = False) -> None:
             ("work tree", work_tree(found)),
             ("built from", found.metadata.get("built_from")),
             ("entry point", shlex.join(found.entry_point)),
+            ("inputs as", "" if found.inputs_as == "json" else found.inputs_as),
             ("Python", found.runtime),
             ("description", found.description),
             ("retries", retries_of(found)),
@@ -310,6 +316,7 @@ def job_fields(job: Job, aliases: tuple[str, ...]) -> dict[str, Any]:
         "runtime": job.runtime,
         "description": job.description,
         "schema": job.schema,
+        "inputs_as": job.inputs_as,
         "retries": retries_of(job),
         "metadata": job.metadata,
         "digest": job.digest,

@@ -1,7 +1,7 @@
 """Build before queuing (`launch_add(build=True)`): builds and pushes a job's image, and queues an image job of it.
 
 Agents then need neither the code nor a builder: they pull the image by its digest. The image job is named after the
-job, `NAME-image`; its schema and retries are the job's, and its metadata says what it was built from. The
+job, `NAME-image`; its schema, retries and `inputs_as` are the job's, and its metadata says what it was built from. The
 same code gives the same image, and so the same version of the image job.
 """
 
@@ -180,6 +180,7 @@ def image_job(job: Job, image: str, command: tuple[str, ...]) -> JobDraft:
             "output_types": was.output_types,
             "retries": was.retries,
             "input_schemas": was.input_schemas,
+            "inputs_as": was.inputs_as,
         }
     )
     return JobDraft(

@@ -44,12 +44,13 @@ from prefect_launch.jobs.model import (
     SourceKind,
 )
 from prefect_launch.jobs.registry import JobRegistry
-from prefect_launch.jobs.schema import SchemaSource, load_schema, with_positions
+from prefect_launch.jobs.schema import SchemaSource, inputs_in_order, load_schema, with_positions
 from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.git_info import CommitListing, describe_work_tree, ls_remote_files, resolve_commit
 from prefect_launch.sources.notebook import as_program, convert, notebook_in, script_of
 from prefect_launch.sources.remote import check_remote, machine_git_settings, name_of, reject_web_pages
 from prefect_launch.spec.code_options import check_inside, check_runtime, job_name, parse_image, runtime_of
+from prefect_launch.spec.input_styles import INPUTS_AS, input_variables
 from prefect_launch.spec.scheduling import Retries
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class JobRequest(BaseModel):
     base_image: str | None = None
     services: Any = None
     input_schema: Any = None
+    inputs_as: str | None = None
     retries: Retries | None = None
 
     @property
@@ -123,6 +125,8 @@ async def draft_job(request: JobRequest, *, git: Git | None = None) -> tuple[Job
             f"Invalid services {request.services!r}: nothing here starts additional services. Start them as runs of"
             " their own, or in the job itself, and leave services out."
         )
+    if request.inputs_as is not None and request.inputs_as not in INPUTS_AS:
+        raise SpecError(str(unknown_name("value of inputs_as", request.inputs_as, INPUTS_AS)))
     aliases = tuple(check_alias(alias) for alias in request.aliases)
     _check_paths(request)
     draft, own_alias = await _MAKERS[kind](request, git or Git(machine_git_settings()))
@@ -244,6 +248,8 @@ async def _document(
 ) -> JobDocument:
     given: SchemaSource | None = request.input_schema
     schema = with_positions(await load_schema(given, folder=folder)) if given is not None else None
+    if request.inputs_as == "env":
+        input_variables(dict.fromkeys(inputs_in_order(schema), ""))
     return JobDocument.model_validate(
         {
             "_version": "0.17.0" if request.build_context or request.dockerfile else "v0",
@@ -251,6 +257,8 @@ async def _document(
             "source": source,
             "runtime": runtime,
             "retries": request.retries,
+            # The default is left out: the document, and so the job's version, stays as it was.
+            "inputs_as": None if request.inputs_as == "json" else request.inputs_as,
             "input_schemas": {CONFIG_INPUTS: schema} if schema is not None else None,
         }
     )
@@ -352,6 +360,7 @@ def create_job(
     base_image: str | None = None,
     services: Mapping[str, str] | None = None,
     schema: SchemaSource | None = None,
+    inputs_as: str | None = None,
     retries: Mapping[str, Any] | int | None = None,
     api: Api | None = None,
 ) -> Job:
@@ -375,6 +384,9 @@ def create_job(
         base_image: an image to run the code in, unchanged.
         services: an option of the reference; not supported, so any value is refused.
         schema: the schema of its inputs: a JSON schema or its file, a pydantic class, or `module:Class` in its code.
+        inputs_as: how its program gets its inputs, besides `$LAUNCH_CONFIG`: as `args` (`--lr=0.1 --amp`, for argparse
+            and click), in the words of `jsonargparse` or `hydra`, or as variables in its environment (`env`); by
+            default there alone (`json`).
         retries: retry rule of items without their own: `{"max": 3, "on": ["crashed", "oom"], "delay": 30}`.
         api: the server; by default the one that Prefect's settings name.
 
@@ -392,7 +404,8 @@ def create_job(
     request = _request(
         path=path, job_type=job_type, entity=entity, project=project, name=name, description=description,
         aliases=aliases, runtime=runtime, entrypoint=entrypoint, git_hash=git_hash, build_context=build_context,
-        dockerfile=dockerfile, base_image=base_image, services=services, schema=schema, retries=retries,
+        dockerfile=dockerfile, base_image=base_image, services=services, schema=schema, inputs_as=inputs_as,
+        retries=retries,
     )  # fmt: skip
     return (api or _default_api()).call(lambda session: create_in(session.jobs, request)).job
 

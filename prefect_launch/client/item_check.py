@@ -18,6 +18,7 @@ from prefect_launch.jobs.model import GitJobSource, Job, JobDraft, SourceKind, c
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.image_pinning import Digests, with_digest
 from prefect_launch.planning.item_options import check_resource, item_macros, merged_options
+from prefect_launch.planning.job_inputs import variables_of_inputs
 from prefect_launch.planning.override_checks import check_overrides, overrides_code
 from prefect_launch.planning.plan import build_request, default_resource
 from prefect_launch.planning.refused_fields import locked_parts, refuse_unread
@@ -311,6 +312,7 @@ def _check_options(spec: LaunchSpec, queue: CachedQueue, job: Job | None) -> Non
     image = spec.image or (job.image if job else None)
     macros = item_macros(spec, item_id=spec.run_id or "", image=image, queue=queue.name)
     merged_options(queue.config, spec, queue.name, macros=macros, secrets={})
+    variables_of_inputs(spec, job, queue.config, queue.name)
 
 
 def _completed(api: Api, spec: LaunchSpec, job: Job | None) -> LaunchSpec:

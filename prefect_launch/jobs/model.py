@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_launch.core.names import check_name
 from prefect_launch.errors import ArtifactError, InvalidNameError, SpecError
+from prefect_launch.spec.input_styles import InputsAs
 from prefect_launch.spec.scheduling import Retries
 
 #: The file that describes a job, under the reference's name.
@@ -114,6 +115,7 @@ class JobDocument(_Part):
     runtime: str | None = Field(default=None, description='The Python it wants, such as "3.11".')
     input_schemas: dict[str, dict[str, Any]] | None = None
     retries: Retries | None = Field(default=None, description="When its items are run again, unless they say.")
+    inputs_as: InputsAs | None = Field(default=None, description="How its program gets its inputs; None: as JSON.")
 
     def dump(self) -> bytes:
         """Return the document as its file's bytes: the same value always gives the same bytes."""
@@ -259,6 +261,11 @@ class Job:
     def schema(self) -> dict[str, Any] | None:
         """The JSON schema of its inputs, if it has one."""
         return (self.document.input_schemas or {}).get(CONFIG_INPUTS)
+
+    @property
+    def inputs_as(self) -> InputsAs:
+        """How its program gets its inputs, besides `$LAUNCH_CONFIG`."""
+        return self.document.inputs_as or "json"
 
 
 class PutOutcome(str, Enum):

@@ -26,6 +26,7 @@ from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.environment import JobContext, job_environment
 from prefect_launch.planning.image_pinning import image_to_run, resolved_image
 from prefect_launch.planning.item_options import host_folders, item_macros, merged_options, submitted_options
+from prefect_launch.planning.job_inputs import arguments_of_inputs, variables_of_inputs
 from prefect_launch.planning.override_checks import check_overrides, list_folder, overrides_code
 from prefect_launch.planning.refused_fields import refuse_unread, refuse_unread_here, secured
 from prefect_launch.policy.limits import time_limit
@@ -182,8 +183,11 @@ async def _build_plan(request: Request, machine: MachineSettings, job: Job | Non
         run_id=spec.run_id or short_id(request.item_id),
         run_dir=run_dir,
         command=spec.overrides.entry_point or (job.entry_point if job else ()),
-        args=spec.overrides.args,
-        env=job_environment(_context(request, spec, job, run_dir), wandb=machine.wandb),
+        args=(*arguments_of_inputs(spec, job), *spec.overrides.args),
+        env={
+            **variables_of_inputs(spec, job, request.config, request.queue),
+            **job_environment(_context(request, spec, job, run_dir), wandb=machine.wandb),
+        },
         image=_image(spec, job) or own_image,
         resolved_image=resolved_image(_named_image(spec, job) or "", spec.docker),
         build_request=to_build,

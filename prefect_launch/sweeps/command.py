@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from prefect_launch.errors import SpecError, unknown_name
+from prefect_launch.spec.input_styles import hydra_overrides
 
 #: How parameters are written as arguments by the key `args`.
 ArgsStyle = Literal["hyphens", "no_hyphens", "json", "hydra"]
@@ -19,9 +20,6 @@ ArgsStyle = Literal["hyphens", "no_hyphens", "json", "hydra"]
 _MACRO: Final = re.compile(r"\$\{([^{}]*)\}")
 _VARIABLE: Final = "envvar:"
 _VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-#: Text that Hydra reads as the same text without quotes.
-_PLAIN_IN_HYDRA: Final = re.compile(r"[A-Za-z_/][A-Za-z0-9_/.\-]*\Z")
-_WORDS_OF_HYDRA: Final = {"true", "false", "null", "nan", "inf", "infinity"}
 
 
 # --- parameters as arguments ---
@@ -44,35 +42,6 @@ def _json(params: Mapping[str, Any]) -> list[str]:
     return [json.dumps(params)]
 
 
-def _hydra(params: Mapping[str, Any], group: str = "") -> list[str]:
-    found: list[str] = []
-    for name, value in params.items():
-        if isinstance(value, Mapping) and value:
-            found += _hydra(value, f"{group}{name}.")
-        else:
-            found.append(f"{group}{name}={_hydra_value(value)}")
-    return found
-
-
-def _hydra_value(value: object) -> str:
-    """Return a value in the grammar of Hydra's overrides."""
-    if isinstance(value, str):
-        return _hydra_text(value)
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(_hydra_value(item) for item in value)}]"
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{_hydra_text(str(key))}: {_hydra_value(item)}' for key, item in value.items())}}}"
-    return json.dumps(value)
-
-
-def _hydra_text(text: str) -> str:
-    if _PLAIN_IN_HYDRA.match(text) and text.lower() not in _WORDS_OF_HYDRA:
-        return text
-    # A quote, and backslashes before one or at the end, are escaped; `${` would be an interpolation.
-    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
-    return f"'{escaped}'".replace("${", "\\${")
-
-
 #: W&B's macros for arguments: each is a word of its own, and becomes these words.
 _ARGUMENTS: Final[dict[str, Callable[[Mapping[str, Any]], list[str]]]] = {
     "args": lambda params: _named(params, "--"),
@@ -87,7 +56,7 @@ _STYLES: Final[dict[ArgsStyle, Callable[[Mapping[str, Any]], list[str]]]] = {
     "hyphens": _ARGUMENTS["args"],
     "no_hyphens": _ARGUMENTS["args_no_hyphens"],
     "json": _json,
-    "hydra": _hydra,
+    "hydra": hydra_overrides,
 }
 #: Macros that stand for one text, in a longer word too.
 _TEXTS: Final = {"env": "/usr/bin/env", "interpreter": "python"}

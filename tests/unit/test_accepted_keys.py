@@ -86,6 +86,7 @@ JOB: dict[str, Any] = {
     "base_image": "team/base:1",
     "services": {"board": "always"},
     "input_schema": {"type": "object", "required": ["lr"]},
+    "inputs_as": "args",
     "retries": {"max": 1},
 }
 

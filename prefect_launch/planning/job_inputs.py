@@ -1,0 +1,42 @@
+"""Inputs of an item as its program takes them, besides `$LAUNCH_CONFIG`: as arguments or environment variables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prefect_launch.planning.item_options import submitted_options
+from prefect_launch.spec.input_styles import input_arguments, input_variables
+from prefect_launch.spec.option_names import ENV
+
+if TYPE_CHECKING:
+    from prefect_launch.jobs.model import Job
+    from prefect_launch.policy.template import QueueConfig
+    from prefect_launch.spec.launch_spec import LaunchSpec
+
+
+def arguments_of_inputs(spec: LaunchSpec, job: Job | None) -> tuple[str, ...]:
+    """Return the inputs as arguments, when the job takes them so."""
+    return () if job is None else tuple(input_arguments(spec.overrides.run_config, job.inputs_as, job.schema))
+
+
+def variables_of_inputs(spec: LaunchSpec, job: Job | None, config: QueueConfig, queue: str | None) -> dict[str, str]:
+    """Return the inputs as environment variables, when the job takes them so and its submitter may set them.
+
+    Args:
+        spec: whose inputs are checked.
+        job: its job.
+        config: of the queue.
+        queue: its name; `None` for a run of no queue.
+
+    Raises:
+        InputError: for an input that makes no variable, or one with a meaning of its own.
+        SubmitterError: for a variable that the queue fixes.
+    """
+    if job is None or job.inputs_as != "env":
+        return {}
+    variables = input_variables(spec.overrides.run_config)
+    if variables:
+        # A submitter's own variables: of these the names are checked. Their values are never filled in.
+        as_option = {config.resource: {ENV: dict.fromkeys(variables, "")}}
+        submitted_options(config, spec.model_copy(update={"resource_args": as_option}), queue)
+    return variables
