@@ -131,6 +131,7 @@ class ExecutionError(LaunchError):
         exit_code: the process's exit code, or ``None`` when it never had one.
         last_lines: the last lines of the run's log, oldest first.
         cause: the cause as a retry rule names it (`failed`, `oom`, `timeout`, …), or ``None``.
+        cancelled: whether it was cancelled.
     """
 
     def __init__(
@@ -140,11 +141,13 @@ class ExecutionError(LaunchError):
         exit_code: int | None = None,
         last_lines: Sequence[str] = (),
         cause: str | None = None,
+        cancelled: bool = False,
     ) -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.last_lines = tuple(last_lines)
         self.cause = cause
+        self.cancelled = cancelled
 
     def __repr__(self) -> str:
         # Prefect logs the repr, which would repeat the lines of the job's log.

@@ -48,7 +48,7 @@ _RUN_EXAMPLES = examples(
 def add(
     options: LaunchOptions,
     wait: Annotated[
-        bool, typer.Option("--wait", metavar="", help="Print the log until the run ends; exit with 1 when it fails.")
+        bool, typer.Option("--wait", metavar="", help="Print the log until the run ends; exit as 'item wait' does.")
     ] = False,
     explain: Annotated[
         bool,

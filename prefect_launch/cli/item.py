@@ -8,7 +8,7 @@ from uuid import UUID
 
 import typer
 
-from prefect_launch.cli import item_change, item_files
+from prefect_launch.cli import item_change, item_files, item_wait
 from prefect_launch.cli.item_compare import compare
 from prefect_launch.cli.item_list import list_
 from prefect_launch.cli.item_view import (
@@ -187,3 +187,4 @@ app.command(
         "prefect-launch item rerun 1a2b3c4d -- --lr 0.5",
     ),
 )(item_change.rerun)
+app.command(epilog=examples("prefect-launch item wait 1a2b3c4d 5e6f7a8b --timeout 2h && echo done"))(item_wait.wait)

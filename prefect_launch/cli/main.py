@@ -14,11 +14,15 @@ import typer.core
 
 from prefect_launch.cli.options import CONTEXT, examples
 from prefect_launch.core.terminal import guarded_terminal
-from prefect_launch.errors import LaunchError, clause
+from prefect_launch.errors import ExecutionError, LaunchError, clause
 
 PROGRAM: Final = "prefect-launch"
 _DEBUG_VARIABLE: Final = "LAUNCH_DEBUG"
 _INTERRUPTED: Final = 130
+#: Exit code for a run that was cancelled.
+CANCELLED: Final = 3
+#: Exit code for what did not end in time, as `timeout` of the coreutils has it.
+TIMED_OUT: Final = 124
 
 
 #: Groups and commands in the order in which a new user needs them: the import path and the one-line help of each.
@@ -125,7 +129,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run the program.
 
     Returns:
-        The exit code: 0; 1 for a refusal or a failure; 130 after Ctrl-C; 143 when SIGTERM ended an agent.
+        The exit code: 0; 1 for a refusal or a failure; 3 when a run was cancelled; 124 when the time of `item wait` was
+        up; 130 after Ctrl-C; 143 when SIGTERM ended an agent.
     """
     with guarded_terminal():
         return _run(arguments)
@@ -147,7 +152,7 @@ def _run(arguments: Sequence[str]) -> int:
         if os.environ.get(_DEBUG_VARIABLE, "").lower() in ("1", "true", "yes"):
             traceback.print_exception(error)
         _print_error(message_of(error))
-        return 1
+        return CANCELLED if isinstance(error, ExecutionError) and error.cancelled else 1
 
 
 def message_of(error: Exception) -> str:

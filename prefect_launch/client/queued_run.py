@@ -222,6 +222,7 @@ class QueuedRun(ItemHandle):
             printable(message).rstrip(),  # Mostly read in a terminal.
             exit_code=data.get("exit_code"),
             last_lines=lines,
+            cancelled=item.state_type is StateType.CANCELLED,
         )
 
     def cancel(self) -> str:

@@ -95,6 +95,7 @@ def failure_of(plan: RunPlan, end: ExitStatus, outcome: Outcome, lines: list[str
         exit_code=end.exit_code,
         last_lines=lines,
         cause=outcome.cause and outcome.cause.value,
+        cancelled=outcome.state is ItemState.CANCELLED,
     )
 
 

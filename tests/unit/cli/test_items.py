@@ -179,7 +179,7 @@ def test_failed_item_is_shown_with_the_last_lines_of_its_log_and_no_terminal_seq
 def test_help_and_readme_name_the_same_job_and_inputs_that_it_has() -> None:
     commands = [line for path in (Path(cli.__file__).parent).glob("*.py") for line in path.read_text().splitlines()]
     commands += Path("README.md").read_text().splitlines()
-    named = re.compile(r"prefect-launch (?:(?:add|run) .*-j|job (?:deploy|describe)) ([a-z]\S*)")
+    named = re.compile(r"prefect-launch (?:(?:add|run) .*-j|job (?:deploy|show)) ([a-z]\S*)")
     inputs = {name for line in commands if " -j digits" in line for name in re.findall(r"--set (\w+)=", line)}
 
     assert {found[1] for line in commands if (found := named.search(line))} == {"digits"}

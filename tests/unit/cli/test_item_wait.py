@@ -1,0 +1,146 @@
+"""`item wait`: what it prints, and the exit code by which a script goes on."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from uuid import UUID
+
+import pytest
+
+from prefect_launch.cli.main import run as run_program
+from prefect_launch.client.api import use_api
+from prefect_launch.client.launch_add import launch_add_many
+from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.client.wait_for_ends import ends_of
+from prefect_launch.core.names import short_id
+from prefect_launch.core.states import ItemState
+from prefect_launch.errors import ExecutionError, NotFoundError
+from prefect_launch.queues.session import Session
+from prefect_launch.server.values import State
+from prefect_launch.testing import InMemoryApi
+
+COMPLETED, FAILED, CRASHED, CANCELLED = (
+    ItemState.COMPLETED,
+    ItemState.FAILED,
+    ItemState.CRASHED,
+    ItemState.CANCELLED,
+)
+
+
+@pytest.fixture
+def api() -> Iterator[InMemoryApi]:
+    api = InMemoryApi()
+    api.create_run_queue("gpu", "local-container")
+    with use_api(api):
+        yield api
+
+
+def add(api: InMemoryApi, count: int) -> list[QueuedRun]:
+    specs = [{"docker": {"docker_image": "busybox:1"}, "name": f"run-{number}"} for number in range(count)]
+    return launch_add_many(specs, "gpu", api=api)
+
+
+def end(api: InMemoryApi, run: QueuedRun, state: ItemState) -> None:
+    async def propose(session: Session) -> None:
+        for one in (ItemState.CLAIMED, ItemState.RUNNING, state):
+            assert (await session.server.propose(UUID(run.id), State.of(one, "So it was."))).accepted
+
+    api.call(propose)
+
+
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [
+        ([COMPLETED, COMPLETED], 0),
+        ([COMPLETED, FAILED], 1),
+        ([CRASHED], 1),
+        ([CANCELLED, COMPLETED], 3),
+        ([CANCELLED, FAILED], 1),
+    ],
+)
+def test_exit_code_says_how_the_items_have_ended(
+    api: InMemoryApi, capsys: pytest.CaptureFixture[str], ends: list[ItemState], code: int
+) -> None:
+    runs = add(api, len(ends))
+    for run, state in zip(runs, ends, strict=True):
+        end(api, run, state)
+
+    assert run_program(["item", "wait", *(short_id(run.id) for run in runs)]) == code
+
+    told = capsys.readouterr().out
+    for run, state in zip(runs, ends, strict=True):
+        assert f"{run.name} ({short_id(run.id)}) {state.label.lower()} after " in told
+    assert told.count(": So it was.\n") == len(ends)
+
+
+def test_items_that_end_later_are_waited_for_and_each_is_told_once(
+    api: InMemoryApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = add(api, 3)
+    end(api, runs[0], COMPLETED)
+    for seconds, run in ((0.3, runs[1]), (0.6, runs[2])):
+        threading.Timer(seconds, partial(end, api, run, COMPLETED)).start()
+
+    assert run_program(["item", "wait", *(run.id for run in runs), runs[0].name, "--json", "--timeout", "60"]) == 0
+
+    assert [fields["id"] for fields in json.loads(capsys.readouterr().out)] == [run.id for run in runs]
+
+
+def test_time_that_is_up_is_124_and_the_items_stay(api: InMemoryApi, capsys: pytest.CaptureFixture[str]) -> None:
+    waits, failed = add(api, 2)
+    end(api, failed, FAILED)
+
+    assert run_program(["item", "wait", waits.id, failed.id, "--timeout", "0.3s"]) == 124
+
+    told = capsys.readouterr()
+    assert told.err == f"Not all have ended within 0.3 s: {waits.name} ({waits.id}) is Queued.\n"
+    assert failed.name in told.out
+    assert waits.state == "queued"
+
+
+def test_one_read_serves_all_items_that_are_waited_for(api: InMemoryApi) -> None:
+    runs = add(api, 250)
+    api.server.calls.clear()
+
+    with pytest.raises(TimeoutError):
+        list(ends_of(api, runs, timeout=0.01))
+
+    assert api.server.calls["list_items"] <= 4
+    assert set(api.server.calls) == {"list_items"}
+
+
+def test_item_that_is_deleted_ends_the_wait(api: InMemoryApi) -> None:
+    kept, gone = add(api, 2)
+    gone.delete()
+
+    with pytest.raises(NotFoundError, match=f"{gone.name}.*deleted"):
+        list(ends_of(api, [kept, gone]))
+
+
+def test_add_that_waits_for_an_item_that_is_cancelled_exits_as_item_wait_does(
+    api: InMemoryApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cancel() -> None:
+        while not (items := api.items()):
+            time.sleep(0.05)
+        items[0].cancel()
+
+    threading.Thread(target=cancel).start()
+
+    assert run_program(["add", "-d", "busybox:1", "-q", "gpu", "--wait"]) == 3
+    assert "ended as Cancelled" in capsys.readouterr().err
+
+
+def test_error_of_a_cancelled_run_says_so(api: InMemoryApi) -> None:
+    cancelled, failed = add(api, 2)
+    end(api, cancelled, CANCELLED)
+    end(api, failed, FAILED)
+
+    for run in (cancelled, failed):
+        with pytest.raises(ExecutionError) as error:
+            run.wait_until_finished()
+        assert error.value.cancelled is (run is cancelled)
