@@ -180,7 +180,8 @@ def list_(entity: EntityOption = None, project: ProjectOption = None, json: Json
 
 
 @app.command()
-def describe(job: JobName, json: JsonOption = False) -> None:
+@app.command("describe", hidden=True)  # W&B's word.
+def show(job: JobName, json: JsonOption = False) -> None:
     """Show a job: what it runs, and its inputs."""
     api = connected()
     found = api.job(job)

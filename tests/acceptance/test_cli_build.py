@@ -59,7 +59,7 @@ def test_code_is_built_pushed_queued_and_pulled_by_its_digest(
     assert f"Pushed {repository}@sha256:" in added.stderr
     item = json.loads(added.stdout)
     assert item["job"] == f"default/default/{name}-image:v0"
-    assert f"{name}:v0" in launch_cli("job", "describe", f"{name}-image").stdout
+    assert f"{name}:v0" in launch_cli("job", "show", f"{name}-image").stdout
     client = engine.client()
     for image in client.images.list(repository, filters={"label": "prefect-launch.image"}):
         client.images.remove(image.id, force=True)
@@ -90,7 +90,7 @@ def test_code_of_a_git_uri_is_explained_then_built_and_run_without_the_repositor
     finally:
         host.stop()
     assert item["job"] == f"default/default/job-team-{name}-image:v0"
-    described = launch_cli("job", "describe", f"job-team-{name}-image", "--json").stdout
+    described = launch_cli("job", "show", f"job-team-{name}-image", "--json").stdout
     assert f"{uri}@{commit}" in described
     launch_cli("agent", "start", "-q", name, "--until-empty")
     assert launch_cli("item", "logs", item["id"]).stdout == "from git\n"

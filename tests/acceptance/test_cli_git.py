@@ -62,7 +62,7 @@ def test_private_repository_is_queued_by_its_uri_and_run_by_an_agent(
         assert launch_cli("item", "logs", str(added["id"])).stdout == "seed 7 at ['a b']\ntoken False\n"
         shown = json.loads(launch_cli("item", "show", str(added["id"]), "--json").stdout)
         assert shown["state"] == "completed"
-    described = launch_cli("job", "describe", f"job-team-{name}").stdout
+    described = launch_cli("job", "show", f"job-team-{name}").stdout
     assert f"{host.url(f'team/{name}')} at {commit[:12]}" in described
     assert PASSWORD not in agent.stdout + agent.stderr
     files = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]

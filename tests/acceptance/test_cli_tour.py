@@ -182,7 +182,7 @@ def test_job_is_listed_described_and_deployed(launch_cli: Cli, queue: str, job: 
     assert changed.stdout.startswith(f"Updated job: default/default/{job}:v1")
     listed = {entry["name"]: entry for entry in json.loads(launch_cli("job", "list", "--json").stdout)}
     assert (listed[job]["versions"], listed[job]["aliases"]) == (2, ["best", "latest"])
-    described = json.loads(launch_cli("job", "describe", f"{job}:best", "--json").stdout)
+    described = json.loads(launch_cli("job", "show", f"{job}:best", "--json").stdout)
     assert (described["version"], described["entry_point"]) == (0, ["python", "train.py"])
     assert described["schema"]["properties"]["epochs"]["maximum"] == 9
     assert "minimum 1, maximum 9" in launch_cli("job", "describe", f"{job}:best").stdout

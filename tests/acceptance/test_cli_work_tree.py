@@ -20,12 +20,12 @@ def test_described_job_tells_the_commit_and_what_was_not_committed(launch_cli: C
     made = ("job", "create", "code", str(repository.path), "--name", name, "-E", "python train.py")
 
     launch_cli(*made)
-    clean = launch_cli("job", "describe", name).stdout
+    clean = launch_cli("job", "show", name).stdout
     (repository.path / "train.py").write_text("print(2)")
     (repository.path / "new.py").write_text("")
     launch_cli(*made)
-    changed = " ".join(launch_cli("job", "describe", name).stdout.split())
+    changed = " ".join(launch_cli("job", "show", name).stdout.split())
 
     assert f"a repository without a remote at {commit[:12]}\n" in clean
     assert f"{commit[:12]}, 2 not committed: M train.py, ?? new.py" in changed
-    assert json.loads(launch_cli("job", "describe", name, "--json").stdout)["metadata"]["git"]["commit"] == commit
+    assert json.loads(launch_cli("job", "show", name, "--json").stdout)["metadata"]["git"]["commit"] == commit
