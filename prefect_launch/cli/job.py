@@ -54,6 +54,14 @@ _OPTIONS: Final[dict[str, Any]] = {
     ),
     "description": _option("-d", "--description", metavar="TEXT", text="Description of the job."),
     "retries": RetriesOption,
+    "keep": Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep",
+            metavar="PATTERN",
+            help="Files that a run writes beside its code and that are kept: 'checkpoints/**'. Repeat for more.",
+        ),
+    ],
     "runtime": _option("-r", "--runtime", metavar="PYTHON", text='Python version, such as "3.11".'),
     "base_image": _option(
         "-B", "--base-image", metavar="IMAGE", text="Image to run the code in; no image is built then."
@@ -91,7 +99,7 @@ _COLUMNS = (
 
 
 @create_app.command("image", cls=PassesArgs, epilog=examples("prefect-launch job create image team/train:1.2 -n train"))
-@flattened("git_hash", "runtime", "base_image", "dockerfile", "build_context")
+@flattened("git_hash", "runtime", "base_image", "dockerfile", "build_context", "keep")
 def create_image(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image, such as team/train:1.2.")],
     options: JobOptions,
@@ -203,6 +211,7 @@ def show(job: JobName, json: JsonOption = False) -> None:
             ("Python", found.runtime),
             ("description", found.description),
             ("retries", retries_of(found)),
+            ("keep", ", ".join(found.document.keep or ())),
             ("created", at(found.created_at)),
             ("digest", found.digest),
         ]
@@ -319,6 +328,7 @@ def job_fields(job: Job, aliases: tuple[str, ...]) -> dict[str, Any]:
         "schema": job.schema,
         "inputs_as": job.inputs_as,
         "retries": retries_of(job),
+        "keep": list(job.document.keep or ()),
         "metadata": job.metadata,
         "digest": job.digest,
         "created": job.created_at,

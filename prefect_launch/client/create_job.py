@@ -15,6 +15,7 @@ from anyio import to_thread
 from prefect.logging import get_logger
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from prefect_launch.core.file_patterns import FilePatterns
 from prefect_launch.core.filesystem import make_folders, temporary_folder
 from prefect_launch.core.names import check_name
 from prefect_launch.core.signature import with_arguments_of
@@ -93,6 +94,7 @@ class JobRequest(BaseModel):
     input_schema: Any = None
     inputs_as: str | None = None
     retries: Retries | None = None
+    keep: tuple[str, ...] = ()
 
     @property
     def kind(self) -> SourceKind:
@@ -127,6 +129,7 @@ async def draft_job(request: JobRequest, *, git: Git | None = None) -> tuple[Job
         )
     if request.inputs_as is not None and request.inputs_as not in INPUTS_AS:
         raise SpecError(str(unknown_name("value of inputs_as", request.inputs_as, INPUTS_AS)))
+    FilePatterns(request.keep, "keep")
     aliases = tuple(check_alias(alias) for alias in request.aliases)
     _check_paths(request)
     draft, own_alias = await _MAKERS[kind](request, git or Git(machine_git_settings()))
@@ -142,6 +145,11 @@ async def _draft_image(request: JobRequest, git: Git) -> tuple[JobDraft, str | N
             raise SpecError(
                 f"An image job takes no {option} ({getattr(request, option)!r}): its image is run as it is."
             )
+    if request.keep:
+        raise SpecError(
+            f"An image job takes no keep ({list(request.keep)!r}): it has no code folder. Have its program write to"
+            " $LAUNCH_OUTPUT_DIR."
+        )
     if request.runtime:
         _logger.warning("The runtime %s is not used: the image %s brings its own.", request.runtime, request.path)
     source = ImageJobSource(image=request.path, entrypoint=request.entrypoint)
@@ -259,6 +267,7 @@ async def _document(
             "retries": request.retries,
             # The default is left out: the document, and so the job's version, stays as it was.
             "inputs_as": None if request.inputs_as == "json" else request.inputs_as,
+            "keep": request.keep or None,
             "input_schemas": {CONFIG_INPUTS: schema} if schema is not None else None,
         }
     )
@@ -362,6 +371,7 @@ def create_job(
     schema: SchemaSource | None = None,
     inputs_as: str | None = None,
     retries: Mapping[str, Any] | int | None = None,
+    keep: Iterable[str] | None = None,
     api: Api | None = None,
 ) -> Job:
     """Make a job, or its next version; the same content makes no new one.
@@ -388,6 +398,7 @@ def create_job(
             and click), in the words of `jsonargparse` or `hydra`, or as variables in its environment (`env`); by
             default there alone (`json`).
         retries: retry rule of items without their own: `{"max": 3, "on": ["crashed", "oom"], "delay": 30}`.
+        keep: patterns as of `.gitignore`: files that a run has changed in its code folder, and that go to its outputs.
         api: the server; by default the one that Prefect's settings name.
 
     Returns:
@@ -405,7 +416,7 @@ def create_job(
         path=path, job_type=job_type, entity=entity, project=project, name=name, description=description,
         aliases=aliases, runtime=runtime, entrypoint=entrypoint, git_hash=git_hash, build_context=build_context,
         dockerfile=dockerfile, base_image=base_image, services=services, schema=schema, inputs_as=inputs_as,
-        retries=retries,
+        retries=retries, keep=keep,
     )  # fmt: skip
     return (api or _default_api()).call(lambda session: create_in(session.jobs, request)).job
 
@@ -435,13 +446,14 @@ def _default_api() -> Api:
 
 def _request(**given: Any) -> JobRequest:
     """Read the arguments of `create_job`."""
-    aliases = given["aliases"]
-    if isinstance(aliases, str):
-        raise SpecError(f"aliases must be a list of names, not the text {aliases!r}. Write [{aliases!r}].")
+    for name in ("aliases", "keep"):
+        if isinstance(given[name], str):
+            raise SpecError(f"{name} must be a list, not the text {given[name]!r}. Write [{given[name]!r}].")
     values = {
         **given,
         "path": fspath(given["path"]),
-        "aliases": tuple(aliases or ()),
+        "aliases": tuple(given["aliases"] or ()),
+        "keep": tuple(given["keep"] or ()),
         "entrypoint": parse_entry_point(given["entrypoint"]),
         "services": dict(given["services"] or {}) or None,
         "input_schema": given["schema"],

@@ -142,7 +142,7 @@ class Selection:
 
     def leave_out(self, name: str, why: str, *, over_limit: bool = False) -> None:
         """Note that something is not kept, and whether a limit is the reason."""
-        self.left_out += LeftOut(count=1, named=(f"{_shown(name)}: {why}",), over_limit=over_limit)
+        self.left_out += LeftOut(count=1, named=(f"{shown_name(name)}: {why}",), over_limit=over_limit)
 
 
 def kind_of(mode: int) -> str:
@@ -155,7 +155,7 @@ def with_default_limits(given: Any) -> Any:
     return {**DEFAULT_OUTPUT_LIMITS.model_dump(), **given} if isinstance(given, Mapping) else given
 
 
-def _shown(name: str) -> str:
+def shown_name(name: str) -> str:
     """Return a file's name as a log can hold it: any byte may be in one."""
     text = name.encode("utf-8", "replace").decode("utf-8")
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)[:_NAME_CHARS]

@@ -20,7 +20,7 @@ import stat
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
@@ -144,7 +144,8 @@ def _too_large(folder: Path, paths: Sequence[str]) -> SourceError:
 
 # --- which files are code ---
 
-IGNORE_FILES: Final = (".gitignore", ".launchignore")
+LAUNCH_IGNORE: Final = ".launchignore"
+IGNORE_FILES: Final = (".gitignore", LAUNCH_IGNORE)
 #: Repository, run data, caches and environments: never code, often huge, sometimes secret.
 NEVER_TAKEN: Final = frozenset({".git", "wandb", "__pycache__", ".venv"})
 
@@ -155,31 +156,46 @@ def list_code(folder: Path) -> list[str]:
     Raises:
         SourceError: when an ignore file cannot be read.
     """
-    return sorted(_taken(folder))
+    return sorted(taken(folder))
 
 
 _Rules = tuple[tuple[str, GitIgnoreSpec], ...]
 
 
-def _taken(top: Path) -> Iterator[str]:
+def taken(
+    top: Path,
+    *,
+    ignore_files: Sequence[str] = IGNORE_FILES,
+    never: Collection[str] = NEVER_TAKEN,
+    onerror: Callable[[OSError], None] | None = fail,
+) -> Iterator[str]:
+    """Yield the files and links of a folder that its ignore files do not leave out, as relative POSIX paths.
+
+    Args:
+        top: the folder.
+        ignore_files: names of the files that say what is left out, in it and in the folders in it.
+        never: names that are left out at any depth.
+        onerror: gets the error of a folder that cannot be read; None: such a folder is passed over.
+
+    Raises:
+        SourceError: when an ignore file cannot be read.
+    """
     above: dict[str, _Rules] = {}
-    for parent, folders, names in walk(top, onerror=fail):
+    for parent, folders, names in walk(top, onerror=onerror):
         prefix = "" if parent == os.fspath(top) else f"{Path(parent).relative_to(top).as_posix()}/"
-        rules = (*above.pop(prefix, ()), *((prefix, spec) for spec in _read_rules(Path(parent))))
+        rules = (*above.pop(prefix, ()), *((prefix, spec) for spec in _read_rules(Path(parent), ignore_files)))
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
         folders[:] = [
-            name
-            for name in folders
-            if name not in (*links, *NEVER_TAKEN) and not _is_ignored(f"{prefix}{name}/", rules)
+            name for name in folders if name not in (*links, *never) and not _is_ignored(f"{prefix}{name}/", rules)
         ]
         above.update((f"{prefix}{name}/", rules) for name in folders)
         for name in (*names, *links):
-            if name not in NEVER_TAKEN and not _is_ignored(f"{prefix}{name}", rules):
+            if name not in never and not _is_ignored(f"{prefix}{name}", rules):
                 yield f"{prefix}{name}"
 
 
-def _read_rules(folder: Path) -> Iterator[GitIgnoreSpec]:
-    for name in IGNORE_FILES:
+def _read_rules(folder: Path, ignore_files: Sequence[str]) -> Iterator[GitIgnoreSpec]:
+    for name in ignore_files:
         path = folder / name
         if path.is_file():
             try:

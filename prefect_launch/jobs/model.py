@@ -116,6 +116,9 @@ class JobDocument(_Part):
     input_schemas: dict[str, dict[str, Any]] | None = None
     retries: Retries | None = Field(default=None, description="When its items are run again, unless they say.")
     inputs_as: InputsAs | None = Field(default=None, description="How its program gets its inputs; None: as JSON.")
+    keep: tuple[str, ...] | None = Field(
+        default=None, description="Patterns of files that go from its code folder to the outputs of its runs."
+    )
 
     def dump(self) -> bytes:
         """Return the document as its file's bytes: the same value always gives the same bytes."""

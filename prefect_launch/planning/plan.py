@@ -201,6 +201,7 @@ async def _build_plan(request: Request, machine: MachineSettings, job: Job | Non
         host_folders=folders,
         labels=request.labels,
         output_limits=machine.outputs.within(request.config.outputs),
+        keep=(job.document.keep or ()) if job is not None else (),
         secrets=tuple(held),
         secret_marks=marks,
         mask=_mask(machine, held),

@@ -34,6 +34,12 @@ def refuse_unread(spec: LaunchSpec, job: Job | None, runner: type[Runner]) -> No
         SpecError: naming the key, its value, and why it has no effect.
     """
     _check_repository(spec, job)
+    if job is not None and job.document.keep and not runner.keeps_code_changes:
+        raise SpecError(
+            f"The job {job.reference} keeps {', '.join(map(repr, job.document.keep))} of its code folder, which the"
+            f" resource {runner.name!r} does not see. Have its program write to $LAUNCH_OUTPUT_DIR, and create the job"
+            " again without keep."
+        )
     named = spec.image or (job.image if job else None)
     if not named and (spec.docker.pin is not None or spec.docker.digest):
         raise SpecError(

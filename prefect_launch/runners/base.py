@@ -22,6 +22,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefect_launch.core.code_changes import CodeChanges
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.metrics import MAX_METRICS
 from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, LeftOut, OutputLimits
@@ -172,6 +173,9 @@ class RunPlan(BaseModel):
     )
     labels: dict[str, str] = Field(default_factory=dict)
     output_limits: OutputLimits = Field(default=DEFAULT_OUTPUT_LIMITS, description="How much is kept of its outputs.")
+    keep: tuple[str, ...] = Field(
+        default=(), description="Patterns of files that go from its code folder to its outputs when they have changed."
+    )
     secrets: tuple[str, ...] = Field(
         default=(), description="Names of the Secret blocks whose values are in its options."
     )
@@ -245,6 +249,9 @@ class ExitStatus(BaseModel):
     log_complete: bool = Field(default=True, description="False: what is left of its log is still with the run.")
     warnings: tuple[str, ...] = Field(default=(), description="What could not be kept, in words.")
     left_out: LeftOut = Field(default=LeftOut(), description="What its resource has not handed over of its outputs.")
+    code_changes: CodeChanges = Field(
+        default=CodeChanges(), description="What it has written into its code folder, as far as that is not kept."
+    )
 
     @property
     def succeeded(self) -> bool:
@@ -351,6 +358,8 @@ class Runner(ABC):
     keeps_log_bytes: ClassVar[bool] = True
     #: Whether all that a job leaves in `$LAUNCH_OUTPUT_DIR` comes back by itself; else `outputs.json` alone does.
     returns_files: ClassVar[bool] = True
+    #: Whether it sees what a job has changed in its code folder, and keeps what the plan says of that.
+    keeps_code_changes: ClassVar[bool] = False
     #: How many of an agent's runs may wait in the resource's own queue without taking one of the agent's slots.
     max_submitted: ClassVar[int] = 0
 

@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from anyio import to_thread
+
 from prefect_launch.agent.devices.allocations import Gpu
 from prefect_launch.agent.devices.gpus import GpuInfo
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import InfrastructureError, UnreachableError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import TAKEOVER_SECONDS, ExitStatus, Found, Labels, Runner, RunPlan, RunState, nothing
+from prefect_launch.runners.code_changes import note_code, with_code_changes
 from prefect_launch.runners.log_streams import Marks
 from prefect_launch.testing.script import Err, Script, ScriptedRun
 
@@ -83,6 +86,7 @@ class InMemoryRunner(Runner):
     submitter_options: ClassVar[frozenset[str]] = _OPTIONS - {"secret-option"}
     options: ClassVar[frozenset[str]] = _OPTIONS
     uses_this_machine: ClassVar[bool] = True
+    keeps_code_changes: ClassVar[bool] = True
 
     def __init__(self, home: Path, machine: InMemoryMachine | None = None) -> None:
         super().__init__(home)
@@ -118,7 +122,9 @@ class InMemoryRunner(Runner):
         if there is not None and there.plan.labels.get(Labels.CLAIM) != plan.labels.get(Labels.CLAIM):
             await self.stop(plan.name, TAKEOVER_SECONDS)
             await self.remove(plan.name)
-        self.machine.runs.setdefault(plan.name, _Run(plan, script))
+        if plan.name not in self.machine.runs:
+            await to_thread.run_sync(note_code, plan)
+            self.machine.runs[plan.name] = _Run(plan, script)
         return plan.name
 
     async def start(self, handle: str) -> None:
@@ -139,7 +145,7 @@ class InMemoryRunner(Runner):
             ended()
         if handle not in self._machine.runs:
             return ExitStatus(exit_code=None, error="the run was removed by somebody else while it ran")
-        return run.exit_status()
+        return await with_code_changes(run.exit_status(), plan)
 
     async def stop(self, handle: str, grace_seconds: float) -> None:
         run = self.machine.runs.get(handle)

@@ -28,6 +28,7 @@ class Script:
         log: what it writes at its start, piece by piece; an `Err` is of its standard error.
         late_log: what it writes at its end.
         outputs: files that it leaves in its outputs folder, by relative path.
+        code: files that it writes into its code folder, likewise.
         ignores_term: whether only a kill ends it.
         oom_killed: whether the kernel ends it because memory runs out.
         memory_bytes: what it holds while it runs.
@@ -41,6 +42,7 @@ class Script:
     log: tuple[bytes, ...] = ()
     late_log: tuple[bytes, ...] = ()
     outputs: Mapping[str, bytes] = field(default_factory=dict)
+    code: Mapping[str, bytes] = field(default_factory=dict)
     ignores_term: bool = False
     oom_killed: bool = False
     memory_bytes: int | None = None
@@ -148,10 +150,12 @@ class ScriptedRun:
 
     def write_outputs(self) -> None:
         """Write the files that it leaves."""
-        for name, content in self.script.outputs.items():
-            path = self.plan.output_dir / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+        code = self.plan.code_dir or self.plan.run_dir
+        for folder, files in ((self.plan.output_dir, self.script.outputs), (code, self.script.code)):
+            for name, content in files.items():
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
 
     def exit_status(self) -> ExitStatus:
         """Return how it ended."""

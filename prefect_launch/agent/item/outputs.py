@@ -77,12 +77,16 @@ async def keep_outputs(session: Session, flow_run_id: UUID, plan: RunPlan, end: 
     async with masked_log(plan) as path:
         extra = {} if path is None else {WHOLE_LOG: path}
         kept = await put(plan.item_id, plan.attempt, plan.output_dir, extra=extra, limits=plan.output_limits)
-    left_out = end.left_out + kept.left_out
-    if not left_out:
-        return []
-    message = plan.mask.text(left_out.describe(plan.output_limits))
-    await note_left_out(session.server, flow_run_id, message, since=end.ended_at)
-    return [f"{left_out.summary()}; its log names {'it' if left_out.count == 1 else 'them'}."]
+    left_out, changes = end.left_out + kept.left_out, end.code_changes
+    told = [left_out.describe(plan.output_limits)] if left_out else []
+    told += [changes.describe()] if changes else []
+    if told:  # In one line of its log: an agent after this one knows by its time that it is there.
+        await note_left_out(session.server, flow_run_id, plan.mask.text("\n".join(told)), since=end.ended_at)
+    return [
+        f"{each.summary()}; its log names {'it' if each.count == 1 else 'them'}."
+        for each in (left_out, changes)
+        if each
+    ]
 
 
 async def note_left_out(server: Server, flow_run_id: UUID, message: str, *, since: datetime | None = None) -> None:

@@ -40,6 +40,7 @@ from prefect_launch.runners.base import (
     nothing,
     with_default_variables,
 )
+from prefect_launch.runners.code_changes import note_code, with_code_changes
 from prefect_launch.runners.code_job import (
     check_command,
     given_variables,
@@ -85,6 +86,7 @@ class LocalProcessRunner(Runner):
     options: ClassVar[frozenset[str]] = OPTIONS
     quantities: ClassVar[Mapping[str, Quantity]] = PROCESS_QUANTITIES
     uses_this_machine: ClassVar[bool] = True
+    keeps_code_changes: ClassVar[bool] = True
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
@@ -159,8 +161,9 @@ class LocalProcessRunner(Runner):
         end = await anyio.to_thread.run_sync(folder.exit)
         if end is not None:
             ended()
-            return end
-        return await anyio.to_thread.run_sync(_end_unseen, folder)
+        else:
+            end = await anyio.to_thread.run_sync(_end_unseen, folder)
+        return await with_code_changes(end, plan)
 
     async def stop(self, handle: str, grace_seconds: float) -> None:
         folder = RunFolder(Path(handle))
@@ -203,6 +206,7 @@ class LocalProcessRunner(Runner):
             plan.output_dir.mkdir(exist_ok=True)
             cwd = working_dir(plan)
             write_config_files(plan, cwd)
+            note_code(plan)
             (plan.run_dir / f"{supervisor.EXIT}.reserve").write_bytes(b" " * _RESERVE_BYTES)
             folder.write(supervisor.ENVIRONMENT, _job_variables(plan, venv))
             # The last of the files: what is created is whole.

@@ -66,6 +66,18 @@ def lives(pid: int) -> bool:
         return False
 
 
+async def test_files_beside_the_code_are_kept_by_a_pattern_or_told(runner: LocalProcessRunner, tmp_path: Path) -> None:
+    script = "mkdir ckpt; echo one > ckpt/1.pt; echo 1 > loss.csv; echo more >> notes.txt; touch code.py"
+    files = {"notes.txt": "", "code.py": "pass", "config.yaml": "a: 1"}
+    plan = make_plan(tmp_path, ("sh", "-c", script), files, keep=["ckpt/**"], file_overrides={"config.yaml": {"a": 2}})
+
+    end = await run(runner, plan)
+
+    assert (plan.output_dir / "ckpt" / "1.pt").read_text() == "one\n"
+    assert end.code_changes.named == ("code.py", "loss.csv", "notes.txt")
+    assert await runner.watch(str(plan.run_dir), plan) == end, "an agent that comes back sees the same"
+
+
 DETACH = "setsid sh -c 'trap \"\" TERM; echo pid $$; while true; do sleep 0.2; done' & sleep 0.5;"
 
 

@@ -6,15 +6,18 @@ import asyncio
 import logging
 import threading
 from collections.abc import Iterator
+from datetime import datetime, timezone
 
 import pytest
 from prefect.filesystems import RemoteFileSystem
 
-from prefect_launch.agent.item.outputs import copy_previous_outputs
+from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_outputs
 from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.core.code_changes import CodeChanges
+from prefect_launch.core.masking import Mask
 from prefect_launch.core.output_limits import OutputLimits
 from prefect_launch.core.states import StateType
-from prefect_launch.runners.base import RunPlan
+from prefect_launch.runners.base import ExitStatus, RunPlan
 from prefect_launch.server.values import Item
 from prefect_launch.settings.agent_config import MachineSettings
 from prefect_launch.testing import Script
@@ -149,6 +152,35 @@ async def test_outputs_over_the_limit_are_named_in_the_log_and_counted_in_the_me
         assert await session.jobs.read_output(str(item.id), 1, "small.txt") == b"x"
         assert await session.jobs.read_output(str(item.id), 1, "big.bin") is None
     assert await outputs_of(bench, item) == {"accuracy": 0.9}
+
+
+async def test_files_changed_in_the_code_folder_are_named_in_the_log_beside_what_is_left_out(bench: Bench) -> None:
+    (item,) = await bench.add()
+    site = MachineSettings(home=bench.folder)
+    plan = RunPlan(item_id=str(item.id), run_id="x", run_dir=site.run_dir(str(item.id), 1))
+    plan = plan.model_copy(update={"output_limits": OutputLimits(max_files=0), "mask": Mask(["hidden"])})
+    plan.output_dir.mkdir(parents=True)
+    (plan.output_dir / "a").write_text("x")
+    end = ExitStatus(
+        exit_code=0, code_changes=CodeChanges.of(["loss.csv", "hidden.txt"]), ended_at=datetime.now(timezone.utc)
+    )
+
+    async with bench.api.open() as session:
+        notes = [await keep_outputs(session, item.id, plan, end) for _ in range(2)]
+
+    assert (
+        notes
+        == [
+            [
+                "1 of the run's outputs is not kept; its log names it.",
+                "2 files changed in the code folder are not kept; its log names them.",
+            ]
+        ]
+        * 2
+    )
+    told = await bench.log(item)
+    assert told.count("a: 0 files are kept already") == 1
+    assert told.count("2 files changed in the code folder are not kept: ********.txt, loss.csv. Write to") == 1
 
 
 async def test_narrower_limit_of_the_queue_holds(bench: Bench) -> None:

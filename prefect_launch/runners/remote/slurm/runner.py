@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -23,7 +23,8 @@ from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.environments.venv import Environments, Venv
 from prefect_launch.errors import InfrastructureError, LaunchError, SpecError
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import Finding, RunPlan
+from prefect_launch.runners.base import ExitStatus, Finding, RunPlan, nothing
+from prefect_launch.runners.code_changes import note_code, with_code_changes
 from prefect_launch.runners.code_job import (
     check_command,
     given_variables,
@@ -71,6 +72,7 @@ class SlurmRunner(RemoteRunner):
     quantities: ClassVar[Mapping[str, Quantity]] = slurm_options.QUANTITIES
     can_hold: ClassVar[bool] = True
     max_submitted: ClassVar[int] = 500
+    keeps_code_changes: ClassVar[bool] = True
     lag_seconds: ClassVar[float] = 2.0
 
     def __init__(self, home: Path) -> None:
@@ -230,6 +232,7 @@ class SlurmRunner(RemoteRunner):
         cwd = working_dir(_in_code(plan))
         if plan.code_dir is not None:
             write_config_files(plan, cwd)
+            note_code(plan)
         variables = job_variables(plan, venv)
         if plan.image is not None:
             variables = variables_of_image(plan, variables)
@@ -276,6 +279,9 @@ class SlurmRunner(RemoteRunner):
         if found is not None and _is_of(record, found):
             return found
         return await anyio.to_thread.run_sync(_by_its_files, record)
+
+    async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
+        return await with_code_changes(await super().watch(handle, plan, ended=ended), plan)
 
     async def left_end(self, plan: RunPlan) -> RemoteStatus | None:
         return status_of(None, await anyio.to_thread.run_sync(folder.look, plan.run_dir))
