@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import typer
 
-from prefect_launch.cli import item_change, item_files, item_wait
+from prefect_launch.cli import item_change, item_files, item_logs, item_wait
 from prefect_launch.cli.item_compare import compare
 from prefect_launch.cli.item_list import list_
 from prefect_launch.cli.item_view import (
@@ -120,38 +120,9 @@ def _states(api: Api, run: QueuedRun) -> list[State]:
     return api.call(lambda session: session.server.read_states(UUID(run.id)))
 
 
-@app.command(epilog=examples("prefect-launch item logs 1a2b3c4d -f"))
-def logs(
-    item_id: ItemId,
-    follow: Annotated[
-        bool, typer.Option("-f", "--follow", metavar="", help="Follow the log until the item has ended.")
-    ] = False,
-    json: JsonOption = False,
-) -> None:
-    """Print an item's log."""
-    from prefect_launch.cli.item_view import LogTail, write_log
-
-    run = find(connected(), item_id)
-    if json:
-        if follow:
-            LogTail(run, lambda _: None).until_end()
-        print_json(
-            [{"time": r.timestamp, "level": r.level, "logger": r.name, "message": r.message} for r in run.logs()]
-        )
-        return
-    tail = LogTail(run, write_log)
-    if follow:
-        if (waiting := run.why_waiting()) is not None:
-            typer.echo(f"The item waits: {printable(waiting.reason)}", err=True)
-        tail.until_end()
-    else:
-        tail.write_new()
-    if tail.is_empty:
-        item = run.item
-        why = f": {printable(item.message)}" if item.message else "."
-        typer.echo(f"The log is empty. The item is {state_of(item)}{why}", err=True)
-
-
+app.command(
+    epilog=examples("prefect-launch item logs 1a2b3c4d -f", "prefect-launch item logs 1a2b3c4d -t --since 10min")
+)(item_logs.logs)
 app.command(epilog=examples("prefect-launch item outputs 1a2b3c4d"))(item_files.outputs)
 app.command(epilog=examples("prefect-launch item download 1a2b3c4d 'checkpoints/**' -o results"))(item_files.download)
 app.command("open")(item_files.open_)

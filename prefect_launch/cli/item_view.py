@@ -1,12 +1,9 @@
-"""Views of an item for people, its log, and the search for it by id, part of it, or name."""
+"""Views of an item for people, and the search for it by id, part of it, or name."""
 
 from __future__ import annotations
 
 import re
-import sys
-import time
-from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -15,7 +12,6 @@ import typer
 from prefect_launch.cli.output import ago, until
 from prefect_launch.client.item_fields import state_of
 from prefect_launch.core.states import StateType
-from prefect_launch.core.terminal import line
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError
 
 if TYPE_CHECKING:
@@ -23,7 +19,7 @@ if TYPE_CHECKING:
     from prefect_launch.client.queued_run import QueuedRun
     from prefect_launch.core.metrics import Metrics
     from prefect_launch.queues.wait_reason import WaitReason
-    from prefect_launch.server.values import Item, LogRecord
+    from prefect_launch.server.values import Item
 
 
 #: The shortest part of an id that is searched for.
@@ -146,53 +142,3 @@ def due_in_words(item: Item) -> str:
         return ""
     due = item.next_scheduled_start_time
     return until(due) if due is not None and due > datetime.now(timezone.utc) else ""
-
-
-# Log tail: new lines of a run's log, read from the server.
-
-#: An agent sends new lines every half second, so a shorter pause shows nothing sooner.
-_POLL_SECONDS: Final = 0.5
-#: How much earlier than the newest record one may be that comes after it: Prefect sends those of a flow seconds late,
-#: and the clocks of two machines differ.
-_LATE: Final = timedelta(minutes=1)
-#: Logger name of the job's own lines; a flow's log also has Prefect's records.
-_JOB_RECORDS: Final = "job"
-
-
-def write_log(text: str, *, err: bool = False) -> None:
-    """Print a log record: to a terminal with colours only, without other control sequences; else unchanged."""
-    stream = sys.stderr if err else sys.stdout
-    typer.echo(line(text) if stream.isatty() else text, err=err, color=True)
-
-
-class LogTail:
-    """Reader of the new records in an item's log: all of them, or only those of the job itself."""
-
-    def __init__(self, run: QueuedRun, write: Callable[[str], None], *, job_only: bool = False) -> None:
-        self._run = run
-        self._write = write
-        self._job_only = job_only
-        #: What was read of the last minute.
-        self._seen: dict[LogRecord, None] = {}
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no record has been read yet."""
-        return not self._seen
-
-    def write_new(self) -> None:
-        """Write the records that have come since the last call."""
-        newest = max((record.timestamp for record in self._seen), default=None)
-        since = None if newest is None else newest - _LATE
-        read = self._run.logs(since=since)
-        for record in read:
-            if record not in self._seen and (not self._job_only or record.name == _JOB_RECORDS):
-                self._write(record.message)
-        self._seen = dict.fromkeys(read) or self._seen
-
-    def until_end(self) -> None:
-        """Write new records until the item has ended, then the rest."""
-        while not self._run.item.is_terminal:
-            self.write_new()
-            time.sleep(_POLL_SECONDS)
-        self.write_new()

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from prefect_launch import cli
-from prefect_launch.cli.item_view import LogTail
+from prefect_launch.cli.item_logs import LogTail
 from prefect_launch.cli.main import app
 from prefect_launch.cli.output import at
 from prefect_launch.client.api import use_api
@@ -284,7 +284,7 @@ async def _write_logs(item_id: UUID, records: list[LogRecord], session: Session)
 def test_log_that_is_followed_shows_each_line_once_also_one_that_comes_late(api: InMemoryApi, job_only: bool) -> None:
     [run] = add(api, "one")
     now, shown = datetime.now(timezone.utc), list[str]()
-    tail = LogTail(run, shown.append, job_only=job_only)
+    tail = LogTail(run, lambda record: shown.append(record.message), job_only=job_only)
     for name, message, second in (("job", "start", 2), ("prefect.flow_runs", "Beginning", 1), ("job", "end", 300)):
         records = [LogRecord(name=name, message=message, timestamp=now + timedelta(seconds=second))]
         api.call(partial(_write_logs, UUID(run.id), records))
@@ -292,6 +292,44 @@ def test_log_that_is_followed_shows_each_line_once_also_one_that_comes_late(api:
         tail.write_new()
 
     assert shown == (["start", "end"] if job_only else ["start", "Beginning", "end"])
+
+
+def test_log_that_is_followed_tells_what_the_item_waits_for_until_its_first_line(api: InMemoryApi) -> None:
+    (run,) = add(api, "one")
+    told, shown = list[str](), list[str]()
+
+    def tell(words: str) -> None:
+        told.append(words)
+        if len(told) == 1:
+            propose(api, run, State.of(ItemState.CLAIMED, "Taken by box."))
+            propose(api, run, State.of(ItemState.BUILDING, "Building the image."))
+        else:
+            propose(api, run, State.of(ItemState.RUNNING, "On box."))
+            records = [LogRecord(name="job", message="epoch 1", timestamp=datetime.now(timezone.utc))]
+            api.call(partial(_write_logs, UUID(run.id), records))
+            propose(api, run, State.of(ItemState.COMPLETED))
+
+    LogTail(run, lambda record: shown.append(record.message)).until_end(tell=tell)
+
+    assert told[0].startswith("The item waits: ")
+    assert told[1:] == ["The item is building: Building the image."]
+    assert shown == ["epoch 1"]
+
+
+def test_log_shows_times_and_begins_at_a_time(api: InMemoryApi, command: Command) -> None:
+    (run,) = add(api, "one")
+    now = datetime.now(timezone.utc)
+    records = [LogRecord(name="job", message=f"epoch {n}", timestamp=now - timedelta(hours=2 - n)) for n in range(2)]
+    api.call(partial(_write_logs, UUID(run.id), records))
+
+    assert command("item", "logs", run.id, "--since", "90min").stdout == "epoch 1\n"
+    assert command("item", "logs", run.id, "-t").stdout.splitlines() == [
+        f"{at(record.timestamp)}  {record.message}" for record in records
+    ]
+    assert [
+        row["message"] for row in json.loads(command("item", "logs", run.id, "--since", "90min", "--json").stdout)
+    ] == ["epoch 1"]
+    assert "The log has no record since" in command("item", "logs", run.id, "--since", "5min").stderr
 
 
 def test_item_is_shown_with_its_metrics_and_their_course(api: InMemoryApi, command: Command) -> None:
