@@ -259,6 +259,7 @@ def print_explanation(explanation: Explanation) -> None:
             ("options", explanation.options),
             ("limits", ", ".join(f"{name} {most}" for name, most in explanation.limits.items())),
             ("fixed", ", ".join(explanation.fixed)),
+            ("note", explanation.note),
         ]
     )
     rows = [(change.what, _text(change.asked), _text(change.becomes), change.by) for change in explanation.changes]

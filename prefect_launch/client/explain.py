@@ -23,6 +23,7 @@ from prefect_launch.core.states import StateType
 from prefect_launch.core.units import format_duration
 from prefect_launch.errors import NotFoundError
 from prefect_launch.planning.image_pinning import Digests, digest_in, with_digest
+from prefect_launch.planning.job_inputs import unread_inputs
 from prefect_launch.planning.plan import Request, default_resource, preview_plan
 from prefect_launch.policy.limits import fixed_options, limits_of, time_limit
 from prefect_launch.policy.submitter_options import locked_options
@@ -211,6 +212,7 @@ class Explanation(BaseModel):
         changes: differences from the request, and who made them.
         waiting: its place, why it would wait, and when it would about start; `None` when the queue does not exist yet.
         there: id of the item that is already queued under this run id; `launch_add` would return it.
+        note: what may surprise, if anything does, such as inputs that nothing is known to read.
         built_of: with `build`, the job whose code would be built here first; `job` is then the image job, which is the
             one that was made of the same code before when there is one.
         pushed_to: with `build`, the repository of the image.
@@ -234,6 +236,7 @@ class Explanation(BaseModel):
     changes: tuple[Change, ...] = ()
     waiting: WaitReason | None = Field(default=None)
     there: str | None = None
+    note: str = ""
     built_of: str | None = None
     pushed_to: str | None = None
 
@@ -281,6 +284,7 @@ async def explain_item(
         changes=changes_of(spec, full, queue.config, plan.options, is_built=build),
         waiting=await why_would_wait(session, queue.name, _item(draft), requested_gpus=_gpus_in_words(runner, plan)),
         there=there,
+        note=unread_inputs(spec, job),
         built_of=built.built_of.reference if built else None,
         pushed_to=built.repository if built else None,
     )

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from prefect.logging import get_logger
@@ -207,6 +208,13 @@ async def check_item(
     draft = draft_item(api, queue, spec, named.job)
     await named.check_overrides(spec, session.jobs, queue.config.resource, queue.config.resource_args)
     return CheckedItem(api, queue, spec, named, named.job, draft)
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Log a warning, unless this process has logged it or there is none."""
+    if text:
+        _logger.warning("%s", text)
 
 
 async def _warn_of_locked_fields(session: Session, queue: CachedQueue, spec: LaunchSpec) -> None:

@@ -11,11 +11,12 @@ from typing import Any, Final
 
 from prefect_launch.client import in_flow
 from prefect_launch.client.api import Api, default_api
-from prefect_launch.client.item_check import CheckedItem, NamedJob, check_item, same_item, same_uri
+from prefect_launch.client.item_check import CheckedItem, NamedJob, check_item, same_item, same_uri, warn_once
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.errors import QueueError, SpecError
 from prefect_launch.planning.image_pinning import Digests
+from prefect_launch.planning.job_inputs import unread_inputs
 from prefect_launch.planning.refused_fields import refuse_unread_at_queue
 from prefect_launch.queues.pool import DEFAULT_QUEUE
 from prefect_launch.queues.session import CachedQueue, Session
@@ -194,6 +195,7 @@ async def add_item(
             draft = draft.model_copy(update={"labels": {**draft.labels, **labels}})
         item = await session.server.create_item(queue.deployment_id, draft)
         if item is not None and item.work_pool_name == queue.name:
+            warn_once(unread_inputs(checked.spec, checked.job))
             return QueuedRun(api, same_item(item, draft, queue) if named else item)
         if item is not None and named:
             same_item(item, draft, queue)
@@ -239,6 +241,8 @@ async def add_items(api: Api, session: Session, specs: Sequence[LaunchSpec], que
     drafts = [await one.made(session) for one in checked]
     await _check_taken(session, queue, [draft for draft, spec in zip(drafts, specs, strict=True) if spec.run_id])
     made = await session.server.create_items(queue.deployment_id, drafts)
+    for one in checked:
+        warn_once(unread_inputs(one.spec, one.job))
     return [QueuedRun(api, item.model_copy(update={"work_pool_name": queue.name})) for item in made]
 
 

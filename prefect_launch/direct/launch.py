@@ -25,7 +25,7 @@ from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_output
 from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.client.api import Api
 from prefect_launch.client.background import FollowedRun, follower
-from prefect_launch.client.item_check import job_named_by, with_job
+from prefect_launch.client.item_check import job_named_by, warn_once, with_job
 from prefect_launch.core.event_loop import run_sync
 from prefect_launch.core.names import short_id
 from prefect_launch.core.signature import with_arguments_of
@@ -40,6 +40,7 @@ from prefect_launch.direct.ending import (
     with_retries,
 )
 from prefect_launch.errors import LaunchError
+from prefect_launch.planning.job_inputs import unread_inputs
 from prefect_launch.planning.plan import Request, default_resource, local_config, make_plan, preview_plan
 from prefect_launch.queues.session import Session
 from prefect_launch.registries.client import RemoteRegistries
@@ -297,6 +298,7 @@ async def _pin(session: Session, spec: LaunchSpec, item_id: str) -> tuple[Launch
         await preview_plan(_request(with_job(spec, named.job), named.job, item_id, 1), _machine_settings(), named.job)
     await named.check_overrides(spec, session.jobs, spec.resource or default_resource(named.job))
     job = await named.save(session.jobs)
+    warn_once(unread_inputs(spec, job))
     return (spec if job is None else with_job(spec, job)), job
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prefect_launch.inputs.environment import CONFIG_VARIABLES
 from prefect_launch.planning.item_options import submitted_options
 from prefect_launch.spec.input_styles import input_arguments, input_variables
 from prefect_launch.spec.option_names import ENV
@@ -12,6 +13,16 @@ if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
     from prefect_launch.policy.template import QueueConfig
     from prefect_launch.spec.launch_spec import LaunchSpec
+
+
+def unread_inputs(spec: LaunchSpec, job: Job | None) -> str:
+    """Say that a spec has inputs which nothing is known to read; an empty text when it has none of them."""
+    if job is None or job.schema is not None or job.inputs_as != "json" or not spec.overrides.run_config:
+        return ""
+    return (
+        f"The job {job.name} has no input schema: its program must read ${CONFIG_VARIABLES[0]}. One that takes"
+        " arguments gets its inputs when the job is created with --inputs-as args."
+    )
 
 
 def arguments_of_inputs(spec: LaunchSpec, job: Job | None) -> tuple[str, ...]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prefect_launch import create_job, explain_launch, launch_add
+from prefect_launch import create_job, explain_launch, launch_add, launch_add_many
 from prefect_launch.client.build_first import image_job
 from prefect_launch.errors import InputError, LaunchError, SpecError
 from prefect_launch.planning.plan import Request, local_config, preview_plan
@@ -127,7 +128,8 @@ def test_input_that_makes_no_variable_of_its_own_is_refused(given: dict[str, Any
 
 
 def make(api: InMemoryApi, folder: Path, **options: Any) -> str:
-    return create_job(str(folder / "code"), "code", name="mine", entrypoint="python main.py", api=api, **options).name
+    given = {"name": "mine", "entrypoint": "python main.py", **options}
+    return create_job(str(folder / "code"), "code", api=api, **given).name
 
 
 def plan(api: InMemoryApi, **config: Any) -> RunPlan:
@@ -188,3 +190,28 @@ def test_job_of_the_default_way_is_the_version_that_it_was(job_api: InMemoryApi,
     make(job_api, tmp_path, inputs_as="hydra")
     assert (job_api.job("mine").version, job_api.job("mine").inputs_as) == (1, "hydra")
     assert image_job(job_api.job("mine"), "r.example/mine:1", ("python",)).document.inputs_as == "hydra"
+
+
+# --- inputs that nothing is known to read ---
+
+NOTE = r"The job {name} has no input schema: its program must read \$LAUNCH_CONFIG\..*--inputs-as args"
+
+
+def test_inputs_of_a_job_without_a_schema_are_noted_once(
+    job_api: InMemoryApi, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(job_api, tmp_path, name="unread")
+    make(job_api, tmp_path, name="styled", inputs_as="args")
+    told = explain_launch(job="unread", queue_name="cpu", config=inputs(lr=0.5))
+    assert re.search(NOTE.format(name="unread"), told.note)
+    assert "unread" not in caplog.text
+
+    launch_add(job="unread", queue_name="cpu")
+    assert "unread" not in caplog.text
+    launch_add(job="unread", queue_name="cpu", config=inputs(lr=0.5))
+    launch_add_many([{"job": name, **inputs(seed=1)} for name in ("unread", "unread", "styled")], "cpu")
+    launch_add(job="train", queue_name="cpu", config=inputs(lr=0.5))
+
+    (noted,) = [record.getMessage() for record in caplog.records if "no input schema" in record.getMessage()]
+    assert re.fullmatch(NOTE.format(name="unread") + ".*", noted)
+    assert len(items(job_api)) == 6
