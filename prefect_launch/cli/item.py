@@ -57,7 +57,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
     item = run.item
     waiting, states, outputs = run.why_waiting(), _states(api, run), outputs_of(run, item)
     request = request_of(item)
-    metrics = run.metrics()
+    metrics, from_limits = run.metrics(), run.from_limits()
     lines = run.last_lines() if item.state_type in _UNSUCCESSFUL else []
     if json:
         history = [{"name": s.name, "type": s.type, "message": s.message, "timestamp": s.timestamp} for s in states]
@@ -67,6 +67,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
                 **fields_of(run, item),
                 "outputs": outputs,
                 "metrics": metrics.fields(),
+                "from_limits": from_limits,
                 **waiting_fields(waiting),
                 "states": history,
                 "last_lines": lines,
@@ -97,6 +98,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
             ("entry point", shlex.join(request.get("entry_point") or ())),
             ("variables", request.get("template_variables")),
             ("options", request.get("resource_args")),
+            ("at most", ", ".join(f"{name} {most} (the queue's limit)" for name, most in from_limits.items())),
             ("run id", run.run_id),
             ("project", f"{run.entity}/{run.project}"),
             ("author", request.get("author")),

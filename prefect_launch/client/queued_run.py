@@ -92,6 +92,23 @@ class QueuedRun(ItemHandle):
         item = await session.server.read_item(self._id)
         return None if item is None else await why_waiting(session, item)
 
+    def from_limits(self) -> dict[str, Any]:
+        """Return what it gets at most by its queue's limits, as they are now, of what it does not ask for."""
+
+        async def read(session: Session) -> dict[str, Any]:
+            from prefect_launch.planning.item_options import limits_for
+            from prefect_launch.policy.template import QueueConfig
+            from prefect_launch.spec.item_parameters import spec_of
+
+            name, item = self.queue_name, await self._item(session)
+            config = QueueConfig.from_template(name, (await session.pool(name)).base_job_template)
+            return limits_for(config, spec_of(item), name)
+
+        try:
+            return self._api.call(read)
+        except LaunchError:  # Its queue is gone, or its spec is wrong: its state says so.
+            return {}
+
     def logs(self, *, since: datetime | None = None) -> list[LogRecord]:
         """Return the records of its log, oldest first; with `since`, those of that time or later."""
         return self._api.call(lambda session: read_log(session.server, self._id, since))

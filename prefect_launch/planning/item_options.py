@@ -18,6 +18,7 @@ from typing import Any, Final
 from prefect_launch.core.names import short_id
 from prefect_launch.errors import SpecError, UnsafeSpecError
 from prefect_launch.policy.limits import (
+    TIMEOUT,
     check_fixed,
     check_limits,
     check_unlimited,
@@ -48,7 +49,7 @@ from prefect_launch.runners.option_values import mounts, texts, volumes
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.server.secrets import SECRET_PREFIX, fill_secrets
 from prefect_launch.spec.launch_spec import LaunchSpec
-from prefect_launch.spec.option_names import normalise_options
+from prefect_launch.spec.option_names import normalise_option, normalise_options
 
 _ENV: Final = "env"
 
@@ -182,18 +183,37 @@ def merged_options(
         check_allowed=runner.check_submitter_options,
     )
     of_queue = config.fill(spec.template_variables, secrets, macros)
-    merged = merge_resource_args(of_queue, fill_secrets(submitted, secrets))
-    merged = with_limits(merged, config, runner.quantities, runner.amounts(merged))
+    asked = merge_resource_args(of_queue, fill_secrets(submitted, secrets))
+    merged = with_limits(asked, config, runner.quantities, runner.amounts(asked))
     waiting = _waiting(config, macros, secrets) - submitted.keys()
     whole = runner.check_options({name: value for name, value in merged.items() if name not in waiting})
     if queue is not None:
         # Count all values that are known: one that is still to be filled in does not hide the others.
-        check_limits(whole, config, runner.quantities, runner.amounts(merged))
+        filled = merged.keys() - asked.keys()
+        check_limits(whole, config, runner.quantities, runner.amounts(merged), filled)
     if not waiting:
         runner.check_together(whole)
     if image := macros.get("image_uri"):
         runner.check_image(image, whole)
     return merged
+
+
+def filled_by_limits(options: Mapping[str, Any], config: QueueConfig, spec: LaunchSpec) -> dict[str, Any]:
+    """Return those of a run's options that nobody asked for: `merged_options` has put in the queue's limits."""
+    asked = {*config.resource_args, *spec.resource_args.get(config.resource, {})}
+    known = {normalise_option(name) for name in asked}
+    return {name: value for name, value in options.items() if name not in known}
+
+
+def limits_for(config: QueueConfig, spec: LaunchSpec, queue: str) -> dict[str, Any]:
+    """Return the limits of its queue that hold for what an item does not ask for.
+
+    Raises:
+        SubmitterError: as `merged_options`.
+    """
+    given = filled_by_limits(merged_options(config, spec, queue, macros={}, secrets={}), config, spec)
+    timeout = config.limits.get(TIMEOUT) if spec.timeout is None else None
+    return given if timeout is None else {**given, TIMEOUT: timeout}
 
 
 def _waiting(config: QueueConfig, macros: Mapping[str, str], secrets: Mapping[str, str]) -> set[str]:

@@ -25,7 +25,13 @@ from prefect_launch.jobs.model import SourceKind, check_version
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.environment import JobContext, job_environment
 from prefect_launch.planning.image_pinning import image_to_run, resolved_image
-from prefect_launch.planning.item_options import host_folders, item_macros, merged_options, submitted_options
+from prefect_launch.planning.item_options import (
+    filled_by_limits,
+    host_folders,
+    item_macros,
+    merged_options,
+    submitted_options,
+)
 from prefect_launch.planning.job_inputs import arguments_of_inputs, variables_of_inputs
 from prefect_launch.planning.override_checks import check_overrides, list_folder, overrides_code
 from prefect_launch.planning.refused_fields import refuse_unread, refuse_unread_here, secured
@@ -198,6 +204,7 @@ async def _build_plan(request: Request, machine: MachineSettings, job: Job | Non
         metric=spec.metric,
         timeout=spec.timeout if request.queue is None else time_limit(spec.timeout, request.config),
         options=options,
+        from_limits=filled_by_limits(options, request.config, spec),
         host_folders=folders,
         labels=request.labels,
         output_limits=machine.outputs.within(request.config.outputs),

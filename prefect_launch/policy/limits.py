@@ -7,7 +7,7 @@ Even without a maximum, a submitter may not ask for no limit (`memory: 0`, `pids
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -132,6 +132,7 @@ def check_limits(
     config: QueueConfig,
     quantities: Quantities,
     amounts: Mapping[str, Amount] | None = None,
+    filled: Collection[str] = (),
 ) -> None:
     """Refuse options, the queue's with the submitter's over them, that ask for more than the queue's limits.
 
@@ -140,6 +141,7 @@ def check_limits(
         config: the queue's.
         quantities: of the resource's options.
         amounts: that the whole run asks for, as far as its options alone do not say it.
+        filled: options that nobody asked for: `with_limits` has put them in.
 
     Raises:
         UnsafeSpecError: naming the option, its value and the limit.
@@ -158,9 +160,15 @@ def check_limits(
             _check_unlimited(option, value, config, quantities)
     for option, amount in (amounts or {}).items():
         if option in limits and amount.number > quantities[option].measure(limits[option]):
+            asks, step = f"asks for {amount.text} of {option!r} in all", "Ask for less"
+            if option in filled:
+                asks, step = (
+                    f"asks for no {option!r}: with the queue's limit it is {amount.text} in all",
+                    "Ask for some",
+                )
             raise UnsafeSpecError(
-                f"resource_args.{config.resource} asks for {amount.text} of {option!r} in all, and at most"
-                f" {limits[option]!r} is allowed on this queue. Ask for less."
+                f"resource_args.{config.resource} {asks}, and at most {limits[option]!r} is allowed on this queue."
+                f" {step}."
             )
 
 
@@ -191,7 +199,7 @@ def with_limits(
             if option in limits
             and option not in options
             and ((amounts or {}).get(option) or _NO_AMOUNT).number == UNLIMITED
-            and quantity.unset > quantity.measure(limits[option])
+            and quantity.is_above(limits[option], options)
             and not (option == "cpus" and "cpu-quota" in options)
         },
     }

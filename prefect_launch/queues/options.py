@@ -141,7 +141,8 @@ def _check_values(config: QueueConfig, runner: type[Runner]) -> None:
         if whole.keys() == config.resource_args.keys():
             runner.check_together(checked)
             limited = with_limits(checked, config, runner.quantities, runner.amounts(checked))
-            check_limits({}, config, runner.quantities, runner.amounts(limited))
+            filled = limited.keys() - checked.keys()
+            check_limits({}, config, runner.quantities, runner.amounts(limited), filled)
     except (SpecError, UnsafeSpecError) as error:
         raise QueueError(f"The queue's config is not right: {error}") from None
 

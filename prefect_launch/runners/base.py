@@ -168,6 +168,11 @@ class RunPlan(BaseModel):
     options: dict[str, Any] = Field(
         default_factory=dict, description="resource_args of this resource, merged and checked."
     )
+    from_limits: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Those of the options that nobody asked for: the queue's limits. The run gets at most so much, and"
+        " nothing is kept free for it.",
+    )
     host_folders: tuple[HostFolder, ...] = Field(
         default=(), description="Those of the binds in its options whose paths a submitter has a part in."
     )
@@ -201,6 +206,12 @@ class RunPlan(BaseModel):
     def name(self) -> str:
         """The name of what is created: the same for the same attempt, on any agent."""
         return run_name(self.item_id, self.attempt)
+
+    @property
+    def limits_note(self) -> str:
+        """Whence the amounts are that nobody asked for, in words; empty where there is none."""
+        given = ", ".join(f"{name} {value}" for name, value in self.from_limits.items())
+        return f"from the queue's limits, not the item: {given}" if given else ""
 
     @property
     def project_dir(self) -> Path | None:

@@ -434,14 +434,19 @@ class Quantity:
         measure: reads a value as a number of its unit (bytes, billionths of a CPU, GPUs); infinite where it means that
             there is no limit. Raises `ValueError` for an invalid value.
         has_maximum: whether a queue can set a maximum of it.
-        unset: how much a run has that does not set it; where that is above a queue's maximum, it gets the maximum.
+        unset: how much a run has that does not set it, or the function of its other options that says it; where that
+            is above a queue's maximum, it gets the maximum.
         bounds_with: options that say the same in another way, or together with it.
     """
 
     measure: Callable[[object], float]
     has_maximum: bool = True
-    unset: float = 0
+    unset: float | Callable[[Mapping[str, Any]], float] = 0
     bounds_with: frozenset[str] = frozenset()
+
+    def is_above(self, most: object, options: Mapping[str, Any]) -> bool:
+        """Whether a run with these options, which does not set it, has more than a maximum."""
+        return (self.unset(options) if callable(self.unset) else self.unset) > self.measure(most)
 
 
 class Amount(NamedTuple):

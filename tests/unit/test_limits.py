@@ -15,6 +15,7 @@ from prefect_launch.planning.plan import Request, local_config, preview_plan
 from prefect_launch.policy.limits import check_limits, with_limits
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.runners.base import RunPlan
+from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.runners.option_values import CONTAINER_QUANTITIES, UNLIMITED, Amount
 from prefect_launch.settings.agent_config import MachineSettings
 from prefect_launch.spec.launch_spec import parse_spec
@@ -224,6 +225,44 @@ def test_run_that_asks_for_nothing_gets_the_limit_where_nothing_is_no_limit() ->
     made = plan(container({"limits": LIMITS}))
     assert made.options == {"memory": "16g", "cpus": "4", "pids-limit": 512}
     assert made.timeout == 12 * 3600
+
+
+def test_cpus_of_the_limit_are_a_quota_since_an_engine_refuses_more_cpus_than_it_has() -> None:
+    config = container({"limits": {"cpus": 64}})
+
+    nobody, somebody = (LocalContainerRunner.preview(plan(config, resource_args=asked)) for asked in ({}, {"cpus": 2}))
+
+    assert nobody["HostConfig"].items() >= {"CpuPeriod": 100_000, "CpuQuota": 6_400_000}.items()
+    assert somebody["HostConfig"]["NanoCpus"] == 2_000_000_000
+    assert "NanoCpus" not in nobody["HostConfig"]
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "memory"),
+    [
+        ({}, {}, None),
+        ({}, {"cpus": 8}, "8g"),
+        ({}, {"cpus": 2, "ntasks": 4}, "8g"),
+        ({}, {"cpus": 2, "ntasks": 4, "nodes": 2}, None),
+        ({}, {"cpus": 8, "memory": "1g"}, "1g"),
+        ({"sbatch": ["--mem-per-cpu=4G"]}, {"cpus": 8}, None),
+    ],
+)
+def test_memory_that_a_job_of_slurm_has_by_its_cpus_is_within_the_limit(
+    own: dict[str, Any], asked: dict[str, Any], memory: str | None
+) -> None:
+    config = make_config("slurm", {**own, "container": "apptainer", "limits": {"memory": "8g"}}, None)
+
+    assert options(config, **asked).get("memory") == memory
+
+
+def test_plan_tells_what_the_limits_gave_from_what_was_asked_for() -> None:
+    config = container({"cpus": 1, "limits": {"memory": "16g", "pids-limit": 512}})
+
+    made = plan(config, resource_args={"pids_limit": 10})
+
+    assert made.from_limits == {"memory": "16g"}
+    assert made.limits_note == "from the queue's limits, not the item: memory 16g"
 
 
 def test_queue_s_own_value_comes_before_its_limit() -> None:

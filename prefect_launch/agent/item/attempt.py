@@ -217,6 +217,8 @@ class _WaitElsewhere:
         """Show a reason, the first or another one."""
         attempt = self._attempt
         name, reason = attempt.context.resource_of(attempt.runner), attempt.running.masked(reason)
+        if reason and attempt.plan.limits_note:
+            reason = f"{reason} ({attempt.plan.limits_note})"
         self._message = f"Waits in {name}: {reason}" if reason else f"Accepted by {name}; waits there to be started."
         is_first, has_state = attempt.running.waits_in is None, attempt.item.state_name == ItemState.SUBMITTED.label
         if is_first:

@@ -23,7 +23,7 @@ from prefect_launch.agent.item.previous_attempts import stop_previous_attempts
 from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.errors import UnreachableError
+from prefect_launch.errors import SubmitterError, UnreachableError
 from prefect_launch.runners.base import Labels, Phase, Runner, RunPlan
 from prefect_launch.spec.item_parameters import run_id_of
 
@@ -63,7 +63,7 @@ class ItemLifecycle:
         except Exception as error:  # noqa: BLE001 - the item says why it does not run
             self._cleanup.log_error(error)
             self._attempt.record(error=error)
-            return await self._cleanup.abort(outcome_of_error(error, self._running.phase))
+            return await self._cleanup.abort(self._outcome_of(error))
         return await self._watch()
 
     async def resume(self, runner: Runner, plan: RunPlan, handle: str, current: StateType) -> Outcome:
@@ -218,6 +218,13 @@ class ItemLifecycle:
             await attempt.runner.start(attempt.handle)
 
         await attempt.retry_until_reachable(start)
+
+    def _outcome_of(self, error: Exception) -> Outcome:
+        """Say how an item ends that could not be started; where its resource refuses it, also what nobody asked for."""
+        outcome = outcome_of_error(error, self._running.phase)
+        is_refused = self._running.phase is Phase.RUN and isinstance(error, SubmitterError)
+        note = self._attempt.plan.limits_note if is_refused else ""
+        return outcome.with_notes([f"{note}."] if note else [])
 
     def _has_run(self) -> None:
         """Free the slot and the devices: the run needs them no more."""

@@ -181,6 +181,8 @@ RUN_DIR_LABEL = "prefect-launch.run-dir"
 _LOG_CONFIG = {"Type": "local", "Config": {"max-size": "1g", "max-file": "2", "compress": "false"}}
 #: Stands for a working directory that is not known; no path of an image has this name.
 _OWN_DIR = "\0"
+#: In which CPUs are counted, in microseconds: that of the engine.
+_CPU_PERIOD = 100_000
 _ROOT = ("", "0", "root", "0:0", "root:root")
 
 
@@ -202,6 +204,10 @@ def container_config(plan: RunPlan, image: Image) -> dict[str, Any]:
         },
         {**options, "env": env},
     )
+    if "cpus" in plan.from_limits:
+        # The engine refuses more CPUs than its machine has, but not the same as a quota.
+        nano = made["HostConfig"].pop("NanoCpus")
+        made["HostConfig"] |= {"CpuPeriod": _CPU_PERIOD, "CpuQuota": nano * _CPU_PERIOD // 10**9}
     made["Env"] = [f"{name}={value}" for name, value in made["Env"].items()]
     home = image.working_dir if plan.code_dir is None else posixpath.join(CODE_DIR, plan.build_context or "")
     base = posixpath.join("/", home, made.get("WorkingDir", ""))

@@ -152,6 +152,11 @@ async def test_run_that_no_node_has_room_for_waits_as_unschedulable(world: Kuber
     assert any("Unschedulable: 0/1 nodes are available" in one for one in await _reasons(runner, plan))
 
 
+async def test_run_starts_whose_queues_limits_are_more_than_any_node_has(world: KubernetesWorld) -> None:
+    limits = {"cpus": 64, "memory": "4000g"}
+    assert (await run(world.runner(), world.plan("true", options=limits, from_limits=limits))).exit_code == 0
+
+
 async def test_named_results_of_a_failed_job_come_back(world: KubernetesWorld) -> None:
     plan = world.plan('echo \'{"loss": 0.5}\' > "$LAUNCH_OUTPUT_DIR/outputs.json"; exit 3')
     assert (await run(world.runner(), plan)).exit_code == 3

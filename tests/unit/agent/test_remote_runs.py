@@ -8,17 +8,21 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from prefect_launch.client.launch_add import alaunch_add_many
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.errors import InfrastructureError, UnsafeSpecError
+from prefect_launch.core.units import parse_size
+from prefect_launch.errors import InfrastructureError, SpecError, UnsafeSpecError
 from prefect_launch.queues.agent_status import queue_activity
 from prefect_launch.queues.session import Session
 from prefect_launch.queues.wait_reason import WaitCause, why_waiting
-from prefect_launch.runners.base import Labels
+from prefect_launch.runners.base import Labels, RunPlan
+from prefect_launch.runners.option_values import UNLIMITED, Quantity
 from prefect_launch.runners.remote import base
+from prefect_launch.runners.remote.jobs import RemoteJob
 from prefect_launch.server.values import Item, State
 from prefect_launch.testing import InMemoryRemoteRunner, Script
 from prefect_launch.testing.remote_runner import InMemoryTellingRunner, InMemoryUnholdingRunner
@@ -44,6 +48,38 @@ async def test_item_waits_in_the_cluster_with_its_reason_then_runs(bench: Cluste
         await bench.until(item, "Completed")
     assert await bench.states(item) == ["Queued", "Pending", "Submitted", "Running", "Completed"]
     assert bench.cluster.jobs == {}
+
+
+class _Choosy(InMemoryRemoteRunner):
+    """A runner on a cluster that takes no job with so much memory."""
+
+    async def submit(self, plan: RunPlan) -> RemoteJob:
+        raise SpecError("The most memory of a job is 50g.")
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "message"),
+    [
+        (InMemoryRemoteRunner, "Submitted", "Waits in in-memory-cluster: Insufficient cpu. ({note})"),
+        (_Choosy, "Failed", "[run] The most memory of a job is 50g. Note: {note}."),
+    ],
+)
+async def test_amount_that_a_queues_limit_gave_is_told_where_the_item_waits_or_is_refused(
+    bench: ClusterBench,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[InMemoryRemoteRunner],
+    state: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr(InMemoryRemoteRunner, "options", InMemoryRemoteRunner.options | {"memory"})
+    monkeypatch.setattr(InMemoryRemoteRunner, "quantities", {"memory": Quantity(parse_size, unset=UNLIMITED)})
+    bench.api.create_run_queue("limited", RESOURCE, config={"limits": {"memory": "100g"}})
+    bench.cluster.nodes, bench.cluster.reason = 0, "Insufficient cpu."
+    (run,) = await alaunch_add_many([{"docker": {"docker_image": "busybox:1"}}], "limited", api=bench.api)
+    async with bench.running(kind=kind, queues=["limited"]):
+        item = await bench.until(await bench.read(UUID(run.id)), state)
+    note = "from the queue's limits, not the item: memory 100g"
+    assert (item.message or "").startswith(message.format(note=note))
 
 
 async def test_item_that_the_cluster_starts_at_once_is_never_shown_as_waiting(bench: ClusterBench) -> None:

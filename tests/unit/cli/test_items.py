@@ -156,6 +156,19 @@ def test_item_list_cuts_no_title_at_80_columns(api: InMemoryApi, command: Comman
     assert max(len(head), len(row)) <= 80
 
 
+def test_item_is_shown_with_what_its_queues_limits_give_it_that_it_does_not_ask_for(
+    api: InMemoryApi, command: Command
+) -> None:
+    api.create_run_queue("small", "local-container", config={"limits": {"memory": "8g", "cpus": 2, "timeout": "1h"}})
+    spec = {**IMAGE, "resource_args": {"local-container": {"cpus": 0.5}}}
+    asked = launch_add_many([spec, {**IMAGE, "timeout": "5m"}], "small", api=api)
+
+    first, second = (json.loads(command("item", "show", run.id, "--json").stdout)["from_limits"] for run in asked)
+
+    assert (first, second) == ({"memory": "8g", "timeout": "1h"}, {"memory": "8g", "cpus": 2})
+    assert "memory 8g (the queue's limit)" in command("item", "show", asked[0].id).stdout
+
+
 def test_failed_item_is_shown_with_the_last_lines_of_its_log_and_no_terminal_sequence(
     api: InMemoryApi, command: Command
 ) -> None:

@@ -108,7 +108,7 @@ def build_objects(
     """
     if plan.stop_seconds is None:
         plan = plan.model_copy(update={"stop_seconds": stop_seconds})
-    options = read_options(plan.options)
+    options = read_options(plan.options).model_copy(update={"from_limits": plan.from_limits})
     kind = options.kind
     manifest = unshared(options.manifest) if options.manifest is not None else one_container_job()
     secrets = SecretValues(f"{plan.name}-env", plan.mask)

@@ -80,6 +80,7 @@ class KubernetesOptions(BaseModel):
         shm_size: in bytes.
         ttl: for how many seconds an ended job stays, if its agent has not removed it.
         image_pull_timeout: for how many seconds a container may fail to get its image.
+        from_limits: options that nobody asked for, which are the queue's limits.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -107,6 +108,7 @@ class KubernetesOptions(BaseModel):
     priority_class: str | None = None
     shm_size: int | None = None
     main_container: str | None = None
+    from_limits: dict[str, Any] = Field(default_factory=dict)
     additional_services: tuple[ServiceSpec, ...] = ()
 
 

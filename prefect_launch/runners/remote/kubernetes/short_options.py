@@ -19,12 +19,14 @@ from prefect_launch.runners.remote.kubernetes.options import (
     read_options,
 )
 from prefect_launch.runners.remote.kubernetes.pod_counts import pods_in
-from prefect_launch.runners.remote.kubernetes.quantities import written_bytes, written_cpus
+from prefect_launch.runners.remote.kubernetes.quantities import parse_quantity, written_bytes, written_cpus
 from prefect_launch.runners.remote.kubernetes.volumes import mount_volume
 
 _PATH: Final = "resource_args.kubernetes"
 _OUTPUT_VOLUME: Final = "launch-outputs"
 _SHM_VOLUME: Final = "launch-shm"
+#: What a container has that says nothing else, by the option that sets it.
+_NAMES: Final = {"cpus": "cpu", "memory": "memory"}
 
 
 def place_short_options(pod: dict[str, Any], container: dict[str, Any], options: KubernetesOptions) -> None:
@@ -96,7 +98,10 @@ def _check_images(options: KubernetesOptions) -> None:
 
 
 def set_resources(container: dict[str, Any], options: KubernetesOptions) -> None:
-    """Put how much a run gets by its short options into a container of its job, which is changed."""
+    """Put how much a run gets by its short options into a container of its job, which is changed.
+
+    What the queue's limits alone say is a limit: nothing is kept free for it.
+    """
     amounts = {
         "cpu": None if options.cpus is None else written_cpus(options.cpus),
         "memory": None if options.memory is None else written_bytes(options.memory),
@@ -105,5 +110,9 @@ def set_resources(container: dict[str, Any], options: KubernetesOptions) -> None
     given = {name: amount for name, amount in amounts.items() if amount is not None}
     if given:
         resources = container.setdefault("resources", {})
-        for part in ("requests", "limits"):
-            resources[part] = {**(resources.get(part) or {}), **given}
+        asked = resources.get("requests") or {}
+        # Without a request of its own, a container asks for as much as its limit.
+        unasked = {_NAMES[option] for option in options.from_limits.keys() & _NAMES.keys()}
+        least = {name: min(asked.get(name, "0"), given[name], key=parse_quantity) for name in unasked}
+        resources["requests"] = {**asked, **given, **least}
+        resources["limits"] = {**(resources.get("limits") or {}), **given}

@@ -140,10 +140,21 @@ _TABLE: Final = {**_SUBMITTER, **_OWNER}
 SUBMITTER_OPTIONS: Final = frozenset({*_SUBMITTER, "e", "env", "m"})
 OPTIONS: Final = SUBMITTER_OPTIONS | frozenset(_OWNER)
 
+
+def _unset_memory(options: Mapping[str, Any]) -> float:
+    """Return how much memory a job gets on each node that does not say it; infinite while that is not known."""
+    try:
+        if any(one.startswith("--mem-per-") for one in _read(options, "sbatch", [])):
+            return 0  # The owner's arguments say it, and Slurm takes no second one.
+        return per_node({**options, "memory": None}).memory_mib * _MEBIBYTE
+    except ValueError:
+        return UNLIMITED
+
+
 QUANTITIES: Final = {
     "cpus": Quantity(values.nano_cpus),
     "gpus": Quantity(gpu_count),
-    "memory": Quantity(values.bytes_above_zero, unset=DEFAULT_MEMORY_PER_CPU),
+    "memory": Quantity(values.bytes_above_zero, unset=_unset_memory),
     "nodes": Quantity(values.count_above_zero, unset=1),
     "ntasks": Quantity(values.count_above_zero, unset=1),
     "time": Quantity(minutes, unset=UNLIMITED),

@@ -107,6 +107,35 @@ def test_run_that_asks_for_nothing_gets_the_queues_maximum() -> None:
     assert plan(queue({"limits": {"memory": "8g", "cpus": 2}})).options == {"memory": "8g", "cpus": 2}
 
 
+def resources_of(made: RunPlan) -> dict[str, Any]:
+    manifest = runner_class("kubernetes").preview(made)["manifest"]
+    return dict(manifest["spec"]["template"]["spec"]["containers"][0]["resources"])
+
+
+def test_queues_maximum_is_a_limit_and_no_request_of_a_run_that_asks_for_nothing() -> None:
+    config = queue({"limits": {"memory": "100g", "cpus": 64}})
+
+    assert resources_of(plan(config, cpus=0.5)) == {
+        "limits": {"cpu": "500m", "memory": "100Gi"},
+        "requests": {"cpu": "500m", "memory": "0"},
+    }
+    assert resources_of(plan(config, cpus=1, memory="2g"))["requests"] == {"cpu": "1", "memory": "2Gi"}
+
+
+@pytest.mark.parametrize(("asked", "kept"), [("1Gi", "1Gi"), ("200Gi", "100Gi")])
+def test_queues_maximum_leaves_a_request_of_the_manifest_as_it_is_or_lowers_it(asked: str, kept: str) -> None:
+    pod = pod_manifest(resources={"requests": {"memory": asked}})
+
+    made = plan(queue({**job_options(pod), "limits": {"memory": "100g"}}))
+
+    assert resources_of(made) == {"limits": {"memory": "100Gi"}, "requests": {"memory": kept}}
+
+
+def test_run_of_several_pods_that_asks_for_nothing_is_told_to_ask() -> None:
+    with pytest.raises(QueueError, match=r"asks for no 'memory': with the queue's limit it is 16\.0 GiB \(in 4 pods\)"):
+        queue({**job_options(pod_manifest(), parallelism=4), "limits": {"memory": "4g"}})
+
+
 def test_dry_run_names_secrets_and_shows_none() -> None:
     config = queue({"env": {"TOKEN": "{{ prefect.blocks.secret.hf-token }}", "MODE": "quiet-mode"}})
 
