@@ -42,7 +42,7 @@ def logs(
         ),
     ] = False,
     timestamps: Annotated[
-        bool, typer.Option("-t", "--timestamps", metavar="", help="Begin each record with its time.")
+        bool, typer.Option("-t", "--timestamps", metavar="", help="Begin each line with the time of its record.")
     ] = False,
     since: Annotated[
         str | None,
@@ -62,7 +62,9 @@ def logs(
         return
 
     def write(record: LogRecord) -> None:
-        write_log(f"{at(record.timestamp)}  {record.message}" if timestamps else record.message)
+        lines = record.message.splitlines() if timestamps else [record.message]
+        for each in lines:
+            write_log(f"{at(record.timestamp)}  {each}" if timestamps else each)
 
     tail = LogTail(run, write, since=start)
     if follow:

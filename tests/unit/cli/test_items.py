@@ -332,12 +332,14 @@ def test_log_that_is_followed_tells_what_the_item_waits_for_until_its_first_line
 def test_log_shows_times_and_begins_at_a_time(api: InMemoryApi, command: Command) -> None:
     (run,) = add(api, "one")
     now = datetime.now(timezone.utc)
-    records = [LogRecord(name="job", message=f"epoch {n}", timestamp=now - timedelta(hours=2 - n)) for n in range(2)]
+    records = [
+        LogRecord(name="job", message=f"epoch {n}\nloss", timestamp=now - timedelta(hours=2 - n)) for n in range(2)
+    ]
     api.call(partial(_write_logs, UUID(run.id), records))
 
-    assert command("item", "logs", run.id, "--since", "90min").stdout == "epoch 1\n"
+    assert command("item", "logs", run.id, "--since", "90min").stdout == "epoch 1\nloss\n"
     assert command("item", "logs", run.id, "-t").stdout.splitlines() == [
-        f"{at(record.timestamp)}  {record.message}" for record in records
+        f"{at(record.timestamp)}  {each}" for record in records for each in record.message.splitlines()
     ]
     assert [
         row["message"] for row in json.loads(command("item", "logs", run.id, "--since", "90min", "--json").stdout)
