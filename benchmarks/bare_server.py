@@ -6,10 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
-from prefect_launch.agent.item.transitions import transition
 from prefect_launch.agent.polling.queue_poller import QueuePoller
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.queues.presence import Holder
+from prefect_launch.queues.transitions import transition
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api

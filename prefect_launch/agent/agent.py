@@ -18,11 +18,11 @@ from prefect_launch.agent.item.lifecycle import ItemLifecycle
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.ownership import hold_agent_name
 from prefect_launch.agent.item.running_items import RunningItem
-from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.agent.loop import Loop
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError
 from prefect_launch.queues.sweep_status import sweep_id_of
+from prefect_launch.queues.transitions import retry_until_available
 from prefect_launch.runners.base import Phase
 from prefect_launch.server.values import Item
 from prefect_launch.spec.item_parameters import is_scheduler, options_of

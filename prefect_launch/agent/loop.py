@@ -23,7 +23,6 @@ from prefect_launch.agent.item.lifecycle import ItemLifecycle
 from prefect_launch.agent.item.ownership import watch_ownership
 from prefect_launch.agent.item.previous_attempts import stop_all_attempts
 from prefect_launch.agent.item.running_items import RunningItem
-from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.agent.polling.events import SECOND_POLL_SECONDS, listen
 from prefect_launch.agent.recovery.cancellations import CancellationWatcher, OrphanedCancellations
 from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
@@ -42,6 +41,7 @@ from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import LaunchError, ServerUnavailableError, UnreachableError
 from prefect_launch.queues.agent_status import end_drain_request
 from prefect_launch.queues.presence import Presence, delete_presence, read_presences, write_presence
+from prefect_launch.queues.transitions import retry_until_available
 from prefect_launch.server.values import JOB_FLOW
 from prefect_launch.spec.item_parameters import is_scheduler
 

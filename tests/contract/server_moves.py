@@ -9,10 +9,10 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from prefect_launch.agent.item.claim import claim
 from prefect_launch.agent.item.ownership import holder_of
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import InternalError
+from prefect_launch.queues.claim import claim
 from prefect_launch.queues.presence import Holder
 from prefect_launch.server.values import Answer, State, Verdict
 from tests.contract.server_place import Place

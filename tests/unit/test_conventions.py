@@ -146,7 +146,7 @@ def test_every_file_and_folder_that_the_documentation_names_exists() -> None:
         if not (PROJECT / path).exists() and not (PROJECT / PACKAGE / path).exists()
     ]
 
-    assert ("design.md", "agent/item/claim.py") in named
+    assert ("design.md", "queues/claim.py") in named
     assert not missing
 
 

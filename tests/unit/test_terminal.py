@@ -183,7 +183,7 @@ def test_traceback_on_a_terminal_gives_no_order(screen: Callable[[Callable[[], o
 
 def test_log_lines_of_child_loggers_give_no_order(caplog: pytest.LogCaptureFixture) -> None:
     sanitize_log_lines()
-    logger = logging.getLogger("prefect_launch.agent.item.claim")
+    logger = logging.getLogger("prefect_launch.queues.claim")
     logger.warning("%s claimed %s", "1a2b", "evil\x1b]0;owned\x07")
     logger.warning("100%")
     assert caplog.messages == ["1a2b claimed evil", "100%"]

@@ -14,13 +14,13 @@ from prefect_launch.agent.item.failure_report import Facts
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.ownership import Ownership
 from prefect_launch.agent.item.running_items import RunningItem
-from prefect_launch.agent.item.transitions import retry_until_available, transition
 from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.agent.runner_health import Part
 from prefect_launch.core.racing import racing
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import InternalError, LaunchError, OperatorError
 from prefect_launch.planning.plan import with_mask
+from prefect_launch.queues.transitions import retry_until_available, transition
 from prefect_launch.queues.wait_reason import elsewhere_key
 from prefect_launch.runners.base import ExitStatus, Runner, RunPlan
 from prefect_launch.server.values import Item

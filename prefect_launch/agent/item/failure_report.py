@@ -17,7 +17,6 @@ import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.agent.item.outcome import ADVICE, Category, Outcome, diagnose
-from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.metric_lines import from_first_whole_line, without_metrics
 from prefect_launch.core.states import ItemState
@@ -26,6 +25,7 @@ from prefect_launch.core.units import utc_time
 from prefect_launch.core.validation import clean_text
 from prefect_launch.errors import LaunchError
 from prefect_launch.planning.image_pinning import digest_in
+from prefect_launch.queues.transitions import retry_until_available
 from prefect_launch.runners.base import ExitStatus, RunPlan
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item

@@ -23,11 +23,11 @@ from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.item.failure_report import Facts, build_report, publish_report, without_home
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.running_items import RunningItem
-from prefect_launch.agent.item.transitions import retry_until_available, transition
 from prefect_launch.core.states import LAST_LINE, TERMINAL, ItemState, StateType
 from prefect_launch.core.units import utc_time
 from prefect_launch.core.validation import clean_json, json_fault
 from prefect_launch.errors import LaunchError
+from prefect_launch.queues.transitions import retry_until_available, transition
 from prefect_launch.runners.base import Labels, Phase
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, State

@@ -22,13 +22,13 @@ from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.metrics import CollectMetrics
 from prefect_launch.agent.item.outcome import Outcome, at_its_limit
 from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_outputs, publish_outputs
-from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.core.units import format_duration
 from prefect_launch.errors import LaunchError
 from prefect_launch.planning.image_pinning import digest_in
+from prefect_launch.queues.transitions import retry_until_available
 from prefect_launch.runners.base import Phase, RunPlan
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item

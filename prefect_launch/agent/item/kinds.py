@@ -20,9 +20,9 @@ from prefect_launch.agent.item.attempt import Attempt, Hook
 from prefect_launch.agent.item.finish import check_deployment
 from prefect_launch.agent.item.hooks import HOOKS, ShipLog, Stopping
 from prefect_launch.agent.item.outcome import Outcome
-from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.core.states import ItemState
 from prefect_launch.planning.plan import Request, make_plan, plan_agent_program
+from prefect_launch.queues.transitions import retry_until_available
 from prefect_launch.runners.base import Phase, RunPlan
 from prefect_launch.spec.item_parameters import is_scheduler, run_id_of, spec_of
 from prefect_launch.spec.scheduling import Cause

@@ -21,9 +21,9 @@ from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome
 from prefect_launch.agent.item.ownership import token_of
 from prefect_launch.agent.item.previous_attempts import stop_previous_attempts
 from prefect_launch.agent.item.running_items import RunningItem
-from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import SubmitterError, UnreachableError
+from prefect_launch.queues.transitions import retry_until_available
 from prefect_launch.runners.base import Labels, Phase, Runner, RunPlan
 from prefect_launch.spec.item_parameters import run_id_of
 
@@ -88,7 +88,7 @@ class ItemLifecycle:
     # --- the steps ---
 
     async def _claim(self) -> None:
-        """Take over the claim that the poller made (`prefect_launch.agent.item.claim`): all is done under its token.
+        """Take over the claim that the poller made (`prefect_launch.queues.claim`): all is done under its token.
 
         Crash: nothing exists; the next agent of the name gives the item back to its queue.
         """

@@ -26,12 +26,12 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.core.cancellation import finished
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.metric_lines import LINE_END, blank_metrics, from_first_whole_line, without_blanks
 from prefect_launch.core.pace import Pace
 from prefect_launch.core.supervision import OwnedTasks
+from prefect_launch.queues.transitions import retry_until_available
 from prefect_launch.runners.log_streams import parts as stream_parts
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import LogRecord

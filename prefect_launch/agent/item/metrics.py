@@ -22,7 +22,6 @@ import anyio
 from prefect_launch.agent.item.attempt import Attempt, Hook
 from prefect_launch.agent.item.logs import whole
 from prefect_launch.agent.item.outputs import read_outputs
-from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.agent.item.wandb_summary import read_wandb_summary
 from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.core.metric_lines import MARK_BYTES, without_metrics
@@ -31,6 +30,7 @@ from prefect_launch.core.pace import Pace
 from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.errors import LaunchError, ServerFailedError, ServerUnavailableError
 from prefect_launch.inputs.metrics import MARK, MAX_LINE_BYTES, METRICS_FILE
+from prefect_launch.queues.transitions import retry_until_available
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.server.metrics import METRIC_LABEL, draw_metrics, read_metrics, write_metrics
 from prefect_launch.server.protocol import Server

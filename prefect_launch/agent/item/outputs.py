@@ -23,7 +23,6 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.agent.log_notes import LOGGER, write_log_note
 from prefect_launch.core.filesystem import data_bytes, temporary_folder_async
 from prefect_launch.core.masking import Mask
@@ -36,6 +35,7 @@ from prefect_launch.errors import (
     clause,
 )
 from prefect_launch.jobs.outputs import copy_outputs
+from prefect_launch.queues.transitions import retry_until_available
 from prefect_launch.runners.base import LOG_FILE, ExitStatus, RunPlan
 from prefect_launch.server.protocol import Server
 from prefect_launch.settings.agent_config import MachineSettings

@@ -27,13 +27,13 @@ import anyio
 
 from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.item.running_items import RunningItem, now
-from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.core.cancellation import finished
 from prefect_launch.core.file_lock import locked, locked_if_free
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.errors import AgentConfigError, LaunchError
 from prefect_launch.planning.plan import load_plan
 from prefect_launch.queues.presence import Holder
+from prefect_launch.queues.transitions import retry_until_available
 from prefect_launch.runners.base import Found, Labels, RunPlan, run_name
 from prefect_launch.server.paging import all_items
 from prefect_launch.server.protocol import Server

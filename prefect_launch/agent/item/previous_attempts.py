@@ -16,8 +16,8 @@ import anyio
 
 from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.item.ownership import claims_of, created_by_us, identity_of, plan_of, token_of_claim
-from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.core.states import StateType
+from prefect_launch.queues.transitions import retry_until_available
 from prefect_launch.runners.base import TAKEOVER_SECONDS, Found, Labels, Runner, RunPlan, RunState
 from prefect_launch.server.values import Item, State
 

@@ -14,12 +14,12 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.item.claim import COUNTED, claim, is_over_limit, release_claim
-from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.agent.polling.candidates import AdmissionCheck, Candidates
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError, unknown_name
+from prefect_launch.queues.claim import COUNTED, claim, is_over_limit, release_claim
 from prefect_launch.queues.presence import Holder
+from prefect_launch.queues.transitions import retry_until_available
 from prefect_launch.server.values import PAGE, SCHEDULER_FLOW, SWEEPS_WORK_QUEUE, Item, ItemFilter
 from prefect_launch.spec.item_parameters import is_scheduler
 

@@ -19,12 +19,12 @@ from uuid import UUID, uuid5
 import anyio
 
 from prefect_launch.agent.item.running_items import RunningItem, RunningItems
-from prefect_launch.agent.item.transitions import transition
 from prefect_launch.agent.polling.events import WakeEvent
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.errors import ItemGoneError, LaunchError
 from prefect_launch.queues.sweep_status import sweep_of
+from prefect_launch.queues.transitions import transition
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import SCHEDULER_FLOW, Item, State
 

@@ -25,7 +25,6 @@ from uuid import UUID, uuid5
 import anyio
 
 from prefect_launch.agent.context import LOST_SECONDS
-from prefect_launch.agent.item.claim import undo_claim
 from prefect_launch.agent.item.failure_report import Facts
 from prefect_launch.agent.item.finish import end_item
 from prefect_launch.agent.item.outcome import Outcome
@@ -34,6 +33,7 @@ from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.core.units import utc_time
 from prefect_launch.errors import LaunchError
 from prefect_launch.queues.agent_status import read_statuses
+from prefect_launch.queues.claim import undo_claim
 from prefect_launch.queues.presence import Holder, Presence, delete_presence, read_presences
 from prefect_launch.runners.base import Phase
 from prefect_launch.server.values import Item, State, Worker

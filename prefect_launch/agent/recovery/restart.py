@@ -24,7 +24,6 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.agent.context import AgentContext, resource_of_item
-from prefect_launch.agent.item.claim import undo_claim
 from prefect_launch.agent.item.failure_report import Facts
 from prefect_launch.agent.item.finish import end_item
 from prefect_launch.agent.item.outcome import Outcome
@@ -38,10 +37,11 @@ from prefect_launch.agent.item.ownership import (
     plan_of,
     run_lock_holder,
 )
-from prefect_launch.agent.item.transitions import transition
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.errors import ItemGoneError, LaunchError
+from prefect_launch.queues.claim import undo_claim
 from prefect_launch.queues.presence import Holder
+from prefect_launch.queues.transitions import transition
 from prefect_launch.runners.base import Found, Labels, Phase, Runner, RunPlan, RunState
 from prefect_launch.server.values import PAGE, Item, State
 from prefect_launch.spec.scheduling import Cause

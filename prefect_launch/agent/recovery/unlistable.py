@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from prefect_launch.agent.item.claim import claim
 from prefect_launch.agent.item.finish import fail_item, unsendable_part
 from prefect_launch.errors import LaunchError
+from prefect_launch.queues.claim import claim
 from prefect_launch.queues.presence import Holder
 from prefect_launch.runners.base import Phase
 from prefect_launch.server.values import PAGE

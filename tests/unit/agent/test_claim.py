@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from prefect_launch.agent.item.claim import claim, is_over_limit, release_claim, undo_claim
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ServerUnavailableError
+from prefect_launch.queues.claim import claim, is_over_limit, release_claim, undo_claim
 from prefect_launch.server.values import State
 from tests.support.bench import QUEUE, Bench, holder_called
 

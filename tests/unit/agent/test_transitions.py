@@ -7,9 +7,9 @@ from itertools import product
 
 import pytest
 
-from prefect_launch.agent.item.transitions import retry_until_available, transition
 from prefect_launch.core.states import ItemState, StateType, is_allowed
 from prefect_launch.errors import InternalError, ItemGoneError, ServerFailedError, ServerUnavailableError
+from prefect_launch.queues.transitions import retry_until_available, transition
 from tests.support.bench import Bench
 
 WAITS, CLAIMED, RUNS, STOPS = StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING

@@ -13,10 +13,10 @@ import logging
 from typing import Final
 from uuid import UUID, uuid4
 
-from prefect_launch.agent.item.transitions import retry_until_available, transition_id_for
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.errors import ItemGoneError
 from prefect_launch.queues.presence import Holder
+from prefect_launch.queues.transitions import retry_until_available, transition_id_for
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Answer, Item, State, Verdict
 
