@@ -26,7 +26,7 @@ cd tree
 rm -r vendor/github.com/modern-go/reflect2
 cp -rL /usr/share/gocode/src/github.com/modern-go/reflect2 vendor/github.com/modern-go/reflect2
 # A machine without CAP_SYS_RESOURCE cannot start a container with a negative oom_score_adj.
-sed -i 's/= -998/= 0/; s/= -999/= 0/' pkg/kubelet/qos/policy.go pkg/kubelet/dockershim/docker_sandbox.go
+sed -i 's/= -99[789]$/= 0/' pkg/kubelet/qos/policy.go pkg/kubelet/dockershim/docker_sandbox.go
 # A deleted pod stays in the API until its sandbox is collected.
 sed -i 's/ContainerGCPeriod = time.Minute/ContainerGCPeriod = 2 * time.Second/' pkg/kubelet/kubelet.go
 # The logs' folders, below the kubelet's working directory: each kubelet removes those of pods that it does not know.

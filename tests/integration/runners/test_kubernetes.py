@@ -141,6 +141,15 @@ async def test_job_that_needs_more_memory_than_its_limit_is_out_of_memory(world:
     assert end.describe().startswith("out of memory")
 
 
+async def test_job_with_cpus_and_memory_gets_them_as_its_own_and_runs(world: KubernetesWorld) -> None:
+    plan = world.plan("echo up", options={"cpus": 1, "memory": "256m"})
+    end = await run(world.runner(), plan)
+    assert end.succeeded, end.describe()
+    assert plan.log_path.read_bytes() == b"up\n"
+    [pod] = world.owned("pods", plan)
+    assert pod["status"]["qosClass"] == "Guaranteed"
+
+
 async def test_image_that_is_not_there_is_told_while_the_run_waits(world: KubernetesWorld) -> None:
     runner, plan = world.runner(), world.plan("true", image="launch-test/none:1")
     reasons = await _reasons(runner, plan)
