@@ -249,7 +249,8 @@ class RemoteRunner(Runner):
                     since = None
                     continue
                 since = now if since is None else since
-                if status.reason != reported and now >= max(due, since + self.part_seconds):
+                is_due = status.reason != reported and now >= max(due, since + self.part_seconds)
+                if is_due and not await self._is_stopped(handle):  # Of one that is stopped, nothing waits to start.
                     reported, due = status.reason, now + _NEXT_REASON_SECONDS
                     await on_wait(reported)
 

@@ -23,12 +23,22 @@ _OTHERS: Final = (
     *((verb, name, "") for name in ("secrets", "configmaps") for verb in ("create", "get", "delete")),
 )
 
+#: What is done with an additional service.
+_OF_SERVICES: Final = ("create", "get", "delete")
+#: A Service is ready once one of these is, which have its name.
+_ENDPOINTS: Final = ("get", "", "endpoints", "")
+
 #: Without it, only the reason of a wait may stay unknown.
 _OPTIONAL: Final = ("list", "", "events", "")
 
 
 async def diagnose_cluster(
-    client: KubernetesClient, namespace: str | None, resource: Resource = JOBS, *, secrets: Collection[str] = ()
+    client: KubernetesClient,
+    namespace: str | None,
+    resource: Resource = JOBS,
+    *,
+    services: Collection[Resource] = (),
+    secrets: Collection[str] = (),
 ) -> list[Finding]:
     """Look at a cluster as an agent's login sees it.
 
@@ -36,6 +46,7 @@ async def diagnose_cluster(
         client: of it.
         namespace: of the queue; None: the login's own.
         resource: that runs are objects of.
+        services: that additional services are objects of.
         secrets: names of Secrets that must be there.
     """
     try:
@@ -49,8 +60,10 @@ async def diagnose_cluster(
         return [*found, Finding(name="namespace", is_ok=False, detail=step)]
     rights = [(verb, resource.group, resource.plural, "") for verb in _OF_RUNS]
     rights += [(verb, "", name, part) for verb, name, part in _OTHERS]
+    rights += [(verb, one.group, one.plural, "") for one in services for verb in _OF_SERVICES]
+    rights += [_ENDPOINTS for one in services if (one.group, one.plural) == ("", "services")]
     try:
-        missing = await _missing(client, chosen, rights)
+        missing = await _missing(client, chosen, list(dict.fromkeys(rights)))
         not_told = await _missing(client, chosen, [_OPTIONAL])
     except LaunchError as error:
         return [*found, Finding(name="rights", is_ok=False, detail=str(error))]

@@ -20,6 +20,9 @@ _PIECE_BYTES: Final = 16 * 1024
 _STAMP: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)$")
 _INNER_STAMP: Final = re.compile(rb"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d) ")
 _LOST: Final = b"[prefect-launch] the node has rotated this log: lines between %s and %s may be lost\n"
+_WORDS: Final = b"[prefect-launch] the node says of this log: %s\n"
+#: What the kubelet sends in the place of a log that went with its container.
+_NO_LOG: Final = b"unable to retrieve container logs for "
 
 #: No stamp is longer, with the blank after it.
 _STAMP_BYTES: Final = 40
@@ -41,6 +44,7 @@ class LogMark:
         self._open: int | None = kept.get("open")
         self._skip, self._skip_until = 0, ""
         self._line: _Line | None = None
+        self._words = b""
 
     @property
     def value(self) -> dict[str, Any]:
@@ -69,7 +73,7 @@ class LogMark:
             stamp, blank, content = piece.partition(b" ")
             order = in_order(stamp.decode("ascii", "replace")) if blank else ""
             if not order:
-                return b"" if self._skip else piece
+                return b"" if self._skip else self._take_words(piece)
             told, self._line = self._begin(order)
         else:
             content = piece
@@ -80,6 +84,13 @@ class LogMark:
         if is_over or piece == END:
             self._line = None
         return told + new
+
+    def _take_words(self, piece: bytes) -> bytes:
+        """Take what is no line of the container, but the kubelet's own words: it repeats them at each try."""
+        if piece == END or piece == self._words or piece.startswith(_NO_LOG):
+            return b""
+        self._words = piece
+        return _WORDS % piece.rstrip(b"\n")
 
     def _begin(self, order: str) -> tuple[bytes, _Line]:
         """Begin a line with this stamp; return the output before it."""

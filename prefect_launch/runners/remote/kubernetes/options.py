@@ -464,6 +464,14 @@ def _service_specs(read: Mapping[str, Any]) -> list[ServiceSpec]:
     return found
 
 
+def service_kinds(options: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Return API version and kind of each additional service that a queue's options name, unread as they are."""
+    written = options.get("additional-services")
+    items = [one for one in written if isinstance(one, Mapping)] if isinstance(written, (list, tuple)) else []
+    manifests = (_service_parts(one, _PATH)["config"] for one in items)
+    return {(str(one.get("apiVersion")), str(one.get("kind"))) for one in manifests}
+
+
 def _read(name: str, value: object) -> Any:
     if name not in _TABLE:
         raise unknown_name("option", name, _known_names(), where=f" in {_PATH}")

@@ -85,6 +85,8 @@ def status_of_run(
         # Whoever is told of the end may start the next attempt.
         state = RemoteState.RUNNING if any(has_started(pod) for pod in pods) else RemoteState.PENDING
         return RemoteStatus(state=state, reason=f"the {kind.kind} has ended, and {len(others)} of its pods have not")
+    if status.exit is not None and is_stopped:
+        return status.model_copy(update={"exit": _stopped(status.exit)})
     if status.state is RemoteState.ENDED or not (is_gone or is_leaving(job)):
         return status
     if any(not has_ended(pod) for pod in there) or not (is_gone or there):
@@ -103,9 +105,12 @@ def _end_of_deleted(job: Object, kind: ObjectKind, pods: Sequence[Object], is_st
     )
     all_well = bool(pods) and all((pod["status"] or {}).get("phase") == "Succeeded" for pod in pods)
     end = success_of(pods) if all_well else failure_of(pods, default=why)
-    if is_stopped:
-        return end.model_copy(update={"stopped": True, "error": None if end.exit_code is not None else "stopped"})
-    return end.model_copy(update={"error": why})
+    return _stopped(end) if is_stopped else end.model_copy(update={"error": why})
+
+
+def _stopped(end: ExitStatus) -> ExitStatus:
+    """Return an end that the runner itself has brought about: nobody else is its cause."""
+    return end.model_copy(update={"stopped": True, "error": None if end.exit_code is not None else "stopped"})
 
 
 def _with_end(pod: Object, is_gone: bool = False) -> Object:

@@ -58,6 +58,7 @@ from prefect_launch.runners.remote.kubernetes.options import (
     one_container_job,
     own_image,
     read_options,
+    service_kinds,
 )
 from prefect_launch.runners.remote.kubernetes.pods import (
     ends_of,
@@ -233,12 +234,13 @@ class KubernetesRunner(RemoteRunner):
         try:
             kind = (_plain(written.get("apiversion")) or "batch/v1", _plain(written.get("kind")) or "Job")
             resource = await cluster.kinds.resource(*kind)
+            served = [await cluster.kinds.resource(*one) for one in sorted(service_kinds(written))]
         except LaunchError as error:
             return [Finding(name="Kubernetes", is_ok=False, detail=str(error))]
         named = written.get("image-pull-secret") or ()
         secrets = [one for one in ([named] if isinstance(named, str) else named) if _plain(one)]
         chosen = namespace or _plain(written.get("namespace"))
-        return await diagnose_cluster(cluster.client, chosen, resource, secrets=secrets)
+        return await diagnose_cluster(cluster.client, chosen, resource, services=served, secrets=secrets)
 
     # --- what the cluster offers ---
 

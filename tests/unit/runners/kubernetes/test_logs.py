@@ -61,6 +61,21 @@ def test_stamps_inside_a_long_line_are_taken_out() -> None:
     assert LogMark().take(stamp + piece + stamp + piece + stamp + b"end\n") == piece + piece + b"end\n"
 
 
+def test_words_of_the_node_in_the_place_of_a_log_are_told_once_and_apart_from_its_lines() -> None:
+    words = b"failed to create fsnotify watcher: too many open files"
+    mark = LogMark()
+    first = _read(mark, [LINES[0], words])
+    again = _read(mark, [LINES[0], words])
+    rest = _read(mark, LINES[:2])
+    assert first + again + rest == b"a\n[prefect-launch] the node says of this log: %s\nb\n" % words
+
+
+def test_container_that_went_with_its_log_leaves_no_line_in_it() -> None:
+    gone = b"unable to retrieve container logs for docker://d74348797d94ba42"
+    assert _read(LogMark(), [gone]) == b""
+    assert _read(LogMark(), [LINES[0], gone]) == b"a\n"
+
+
 PIECE = 16384
 INNER = b"2026-11-27T10:00:01.5Z "
 LONG = b"a" * PIECE + b"b" * PIECE + b"c" * 100

@@ -20,16 +20,17 @@ from tests.support.kubernetes_api import KubernetesApi, scripted_api
 from tests.support.kubernetes_pods import JobPods
 from tests.unit.runners.kubernetes.plans import ITEM, LABELS, NAME, SECRET
 
-ACCOUNT = Path(__file__).parents[4] / "examples" / "kubernetes" / "base" / "account.yaml"
+EXAMPLE = Path(__file__).parents[4] / "examples" / "kubernetes"
+ACCOUNT, SERVICES = EXAMPLE / "base" / "account.yaml", EXAMPLE / "services" / "role.yaml"
 LIMIT_SECONDS = 60.0
 NAMESPACE = {"kind": "Namespace", "metadata": {"name": "default"}}
 _VERBS = {"POST": "create", "PATCH": "patch", "DELETE": "delete", "GET": "get"}
 _REQUEST = re.compile(r"(\w+) /(?:api/v1|apis/[^/]+/[^/]+)/namespaces/[^/]+/(\w+)(?:/([^/?]+)(/log)?)?(\?.*)?")
 
 
-def granted() -> list[str]:
-    """What the example's Role grants, as "verb resource"."""
-    (role,) = (each for each in yaml.safe_load_all(ACCOUNT.read_text()) if each["kind"] == "Role")
+def granted(file: Path = ACCOUNT) -> list[str]:
+    """What a Role of the example grants, as "verb resource"."""
+    (role,) = (each for each in yaml.safe_load_all(file.read_text()) if each["kind"] == "Role")
     return sorted(
         f"{verb} {resource}" for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]
     )
@@ -67,6 +68,26 @@ async def test_right_that_an_agent_lacks_is_named_by_its_check(api: KubernetesAp
         assert findings["rights"].detail.endswith("without list events, why a job waits may not be told")
     else:
         assert findings["rights"].detail == f"Give the agent's account a Role in default with: {right}."
+
+
+def service(api_version: str, kind: str) -> dict[str, Any]:
+    """An additional service of a queue."""
+    return {"config": {"apiVersion": api_version, "kind": kind, "metadata": {"name": "a-${item_id}"}}}
+
+
+@pytest.mark.parametrize("right", granted(SERVICES))
+async def test_right_on_additional_services_that_an_agent_lacks_is_named_by_its_check(
+    api: KubernetesApi, tmp_path: Path, right: str
+) -> None:
+    api.custom = {"deployments": ("apps/v1", "Deployment"), "statefulsets": ("apps/v1", "StatefulSet")}
+    kinds = [("v1", "Pod"), ("v1", "Service"), ("apps/v1", "Deployment"), ("apps/v1", "StatefulSet")]
+    api.denied = {right}
+    runner = KubernetesRunner(tmp_path / "home")
+    findings = {one.name: one for one in await runner.diagnose({"additional-services": [service(*of) for of in kinds]})}
+    without = {one.name: one for one in await runner.diagnose({"additional-services": "{{services}}"})}
+    await runner.aclose()
+    assert findings["rights"].detail == f"Give the agent's account a Role in default with: {right}."
+    assert without["rights"].is_ok is (right not in granted())
 
 
 async def test_each_right_of_the_example_is_used_by_runs_and_no_other(

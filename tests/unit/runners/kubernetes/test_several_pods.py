@@ -136,3 +136,28 @@ async def test_quota_that_keeps_a_later_pod_away_is_told_from_the_events_of_the_
         assert await told.get() == 'FailedCreate: pods "x" is forbidden: exceeded quota: few'
         await runner.stop(handle, 1.0)
         await watching
+
+
+async def test_run_that_its_agent_stops_has_no_part_that_waits_and_nobody_else_as_its_cause(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KubernetesRunner, "part_seconds", 0.1)
+    plan = plan_in(tmp_path)
+    handle, pods = await started(runner, server, plan)
+    pods.run()
+    told = asyncio.Queue[str]()
+    watching = asyncio.create_task(runner.watch(handle, plan))
+    of_parts = asyncio.create_task(runner.watch_parts(handle, told.put))
+    await until(plan.log_path.exists)
+    server.store.holds_deletions = True
+    stopping = asyncio.create_task(runner.stop(handle, 30.0))
+    await until(lambda: server.asked(f"DELETE .*/jobs/{plan.name}") > 0)
+    done, _ = await asyncio.wait({watching}, timeout=1)  # The time of its grace.
+    assert not done
+    pods.end_pod(137)
+    pods.fail("BackoffLimitExceeded")
+    with anyio.fail_after(LIMIT_SECONDS):
+        end = await watching
+        await asyncio.gather(stopping, of_parts)
+    assert (end.stopped, end.exit_code, end.error) == (True, 137, None)
+    assert told.empty()
