@@ -120,9 +120,13 @@ def explain_add(api: Api, options: LaunchOptions, *, as_json: bool) -> None:
 def _arguments(api: Api, options: LaunchOptions) -> dict[str, Any]:
     """Return the options as arguments of `launch_add`."""
     from prefect_launch.queues.pool import DEFAULT_QUEUE
+    from prefect_launch.spec.launch_spec import misplaced_option
 
+    config = options.launch_config(api)
+    if misplaced_option(config.get("resource_args")) is not None:  # The refusal shows where it belongs.
+        config = {"resource": api.run_queue(options.queue or DEFAULT_QUEUE).type, **config}
     return {
-        "config": options.launch_config(api),
+        "config": config,
         "queue_name": options.queue,
         "template_variables": options.template_variables(api, options.queue or DEFAULT_QUEUE),
         "build": options.build,

@@ -89,12 +89,15 @@ def submitted_options(config: QueueConfig, spec: LaunchSpec, queue: str | None) 
         check_resource(config, spec, queue)
         check_variables(queue, config, spec.template_variables)
         check_variables_name_no_secret(spec.template_variables)
+    fixed = {} if queue is None else fixed_options(config, runner)
     options = check_submitter_args(
         spec.resource_args.get(resource, {}),
         resource=resource,
         allowed=runner.submitter_options,
         extra_allowed=config.submitter_options,
         locked=locked_options(config.resource_args),
+        known=runner.options,
+        fixed=fixed,
     )
     # Who runs something of no queue has their own access to the server.
     allowed = None if queue is None else config.submitter_secrets
@@ -105,7 +108,7 @@ def submitted_options(config: QueueConfig, spec: LaunchSpec, queue: str | None) 
     if queue is not None:
         runner.check_submitter_options(options)
         check_unlimited(options, config, runner.quantities)
-        _check_overrides(spec, fixed_options(config, runner))
+        _check_overrides(spec, fixed)
         time_limit(spec.timeout, config)
     return options
 

@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -238,13 +239,14 @@ class LaunchSpec(_Part):
 
     @field_validator("resource_args", mode="before")
     @classmethod
-    def _validate_resource_args(cls, value: Any) -> Any:
-        for name, options in value.items() if isinstance(value, Mapping) else ():
-            if not isinstance(options, Mapping):
-                raise SpecError(
-                    f"Invalid resource_args: {name!r} is {options!r}, and must be a resource with its options,"
-                    f" such as {{'local-process': {{'gpus': 1}}}}. Put options below the name of their resource."
-                )
+    def _validate_resource_args(cls, value: Any, info: ValidationInfo) -> Any:
+        name = misplaced_option(value)
+        if name is not None:
+            resource, option = info.data.get("resource") or "RESOURCE", {name: value[name]}
+            raise SpecError(
+                f"Invalid resource_args: {name!r} is {value[name]!r}, and must be a resource with its options. Put"
+                f" options below the name of the resource that they are for: {{{resource!r}: {option!r}}}."
+            )
         return value
 
     @model_validator(mode="before")
@@ -343,6 +345,12 @@ def construct_spec(config: Mapping[str, Any] | None = None, **arguments: Any) ->
         own = _mapping("template_variables", given.pop("template_variables"))
         data["template_variables"] = {**_mapping("template_variables", data.get("template_variables")), **own}
     return parse_spec({**data, **given}).check_source()
+
+
+def misplaced_option(resource_args: object) -> str | None:
+    """Return the name of an option that stands where the name of its resource must; None where all are in order."""
+    given = resource_args.items() if isinstance(resource_args, Mapping) else ()
+    return next((name for name, options in given if not isinstance(options, Mapping)), None)
 
 
 def _mapping(name: str, value: object) -> Mapping[str, Any]:

@@ -180,6 +180,30 @@ def test_readme_takes_a_job_to_a_machine_that_shares_only_server_and_store(
     assert not reader.forgotten
 
 
+@pytest.mark.timeout(300)
+def test_readme_of_the_slurm_example_puts_its_job_on_a_queue(
+    own_prefect_server: PrefectServerProcess, tmp_path: Path
+) -> None:
+    folder = tmp_path / "reader"
+    folder.mkdir()
+    reader = Reader(
+        folder,
+        {
+            "export PREFECT_LAUNCH_HOME=/SHARED/prefect-launch": f"export PREFECT_API_URL={own_prefect_server.api_url}",
+            # Slurm is tested elsewhere.
+            "prefect-launch agent check -q cluster": "prefect-launch queue show cluster",
+            "prefect-launch agent start -q cluster": "prefect-launch item list -q cluster",
+        },
+    )
+    try:
+        shown = reader.follow(_blocks(PROJECT / "examples" / "slurm" / "README.md"))
+    finally:
+        reader.stop()
+
+    assert "Added hello-slurm-" in shown
+    assert not reader.forgotten
+
+
 def test_pictures_and_files_that_the_readme_names_are_there() -> None:
     named = re.findall(r"\]\((?!http)([^)#]+)\)|src=\"([^\"]+)\"", README.read_text())
 
@@ -189,10 +213,10 @@ def test_pictures_and_files_that_the_readme_names_are_there() -> None:
     assert not missing
 
 
-def _blocks() -> list[Block]:
-    """The fenced blocks of the README, each with the title of its section."""
+def _blocks(readme: Path = README) -> list[Block]:
+    """The fenced blocks of a README, each with the title of its section."""
     found, section = [], ""
-    for title, language, text in re.findall(r"^## ([^\n]+)$|^```(\w+)\n(.*?)^```$", README.read_text(), re.M | re.S):
+    for title, language, text in re.findall(r"^## ([^\n]+)$|^```(\w+)\n(.*?)^```$", readme.read_text(), re.M | re.S):
         section = title or section
         if language:
             found.append(Block(section, language, text))

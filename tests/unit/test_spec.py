@@ -255,5 +255,6 @@ def test_base_image_for_accelerators_goes_by_the_references_older_word_too() -> 
 
 
 def test_option_that_stands_beside_the_resources_is_refused_with_its_right_place() -> None:
-    with pytest.raises(SpecError, match=r"'gpus' is 2.*\{'local-process': \{'gpus': 1\}\}.*below the name"):
-        parse_spec({"job": "digits", "resource_args": {"gpus": 2}})
+    for named, shown in (({}, "RESOURCE"), ({"resource": "slurm"}, "slurm")):
+        with pytest.raises(SpecError, match=rf"'gpus' is 2.*below the name.*: \{{'{shown}': \{{'gpus': 2\}}\}}\."):
+            parse_spec({"job": "digits", "resource_args": {"gpus": 2, "env": {"A": "1"}}, **named})

@@ -12,7 +12,7 @@ import pytest
 
 from prefect_launch import launch_add, launch_add_many
 from prefect_launch.core.masking import MASK
-from prefect_launch.errors import LaunchError, QueueError, SpecError, UnsafeSpecError
+from prefect_launch.errors import LaunchError, NotFoundError, QueueError, SpecError, UnsafeSpecError
 from prefect_launch.planning.item_options import host_folders, merged_options
 from prefect_launch.planning.plan import Request, make_plan, preview_plan
 from prefect_launch.planning.refused_fields import secured
@@ -28,6 +28,7 @@ from prefect_launch.policy.template import QueueConfig, check_variables, macro_v
 from prefect_launch.queues.deployment import deploy_job
 from prefect_launch.queues.session import Session
 from prefect_launch.runners.base import PLAN_FILE, RunPlan
+from prefect_launch.runners.docker.options import OPTIONS
 from prefect_launch.server.secrets import fill_secrets, reference_to, secret_names
 from prefect_launch.server.values import ItemDraft
 from prefect_launch.settings.agent_config import MachineSettings
@@ -42,7 +43,7 @@ ALLOWED = frozenset({"e", "env", "m", "memory", "cpus", "shm-size", "command"})
 
 
 def check(options: dict[Any, Any], **rules: Any) -> dict[str, Any]:
-    return check_submitter_args(options, resource="local-container", allowed=ALLOWED, **rules)
+    return check_submitter_args(options, resource="local-container", allowed=ALLOWED, known=OPTIONS, **rules)
 
 
 @pytest.mark.parametrize("name", ["shm-size", "--shm-size", "shm_size", "SHM_SIZE", "-Shm-Size-"])
@@ -56,15 +57,38 @@ def test_short_name_is_the_long_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["volume", "v", "-v", "network", "net", "privileged", "rm", "Privileged", "ｍemory", "memory ", "env\n"]
+    ("name", "allow"),
+    [
+        ("volume", "volume"),
+        ("v", "volume"),
+        ("-v", "volume"),
+        ("net", "network"),
+        ("Privileged", "privileged"),
+        ("cap_add", "cap-add"),
+    ],
 )
-def test_option_that_is_not_on_the_list_is_refused_with_the_list(name: str) -> None:
+def test_option_of_the_queues_owner_is_refused_as_it_was_written_with_how_the_owner_allows_it(
+    name: str, allow: str
+) -> None:
     with pytest.raises(UnsafeSpecError) as caught:
         check({"cpus": 1, name: "x"})
     text = str(caught.value)
-    assert text.startswith("Unsupported resource_args.local-container option ")
-    assert "Supported options are: command, cpus, e, env, m, memory, shm-size." in text
-    assert "submitter_options" in text
+    assert text.startswith(f"resource_args.local-container option {name!r} is for a queue's owner to set.")
+    assert f"'prefect-launch queue create … --replace --allow {allow}'" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("memry", "memory"), ("CPUS_", "cpus"), ("privilegd", "privileged"), ("ｍemory", "memory"), ("zzz", None)],
+)
+def test_option_that_the_resource_does_not_have_is_refused_with_the_nearest_and_those_that_may_be_set(
+    name: str, near: str | None
+) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        check({"cpus": 1, name: "x"}, fixed=["memory"])
+    hint = f" Did you mean {near!r}?" if near else ""
+    said = f"Unknown option {name!r} in resource_args.local-container.{hint} Known: command, cpus, env, shm-size."
+    assert str(caught.value) == said
 
 
 def test_queues_owner_can_widen_the_list() -> None:

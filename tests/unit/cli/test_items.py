@@ -122,6 +122,16 @@ def test_item_that_is_not_there_is_told_so(given: str, api: InMemoryApi, command
     assert isinstance(command("item", "show", given).exception, NotFoundError)
 
 
+def test_option_that_is_not_below_its_resource_is_refused_with_the_queues_own(
+    api: InMemoryApi, command: Command
+) -> None:
+    api.create_run_queue("cluster", "slurm")
+
+    refused = command("add", "-d", "busybox:1", "-q", "cluster", "-R", '{"nodes": 2}')
+
+    assert "{'slurm': {'nodes': 2}}" in str(refused.exception)
+
+
 def test_scheduled_item_is_listed_and_shown_with_the_time_at_which_it_starts(
     api: InMemoryApi, command: Command
 ) -> None:

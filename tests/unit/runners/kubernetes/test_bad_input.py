@@ -120,7 +120,7 @@ def test_caller_is_told_before_anything_is_launched(options: dict[str, Any], wor
         planned(**options)
 
     # A caller sets what submitters may; the rest stands in their kubeconfig.
-    assert words in str(refused.value) or "Unsupported resource_args.kubernetes option" in str(refused.value)
+    assert words in str(refused.value) or "is for a queue's owner to set" in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_submitter_sets_how_much_the_job_gets_and_nothing_else() -> None:
     config = queue({"namespace": "ml"})
 
     assert plan(config, cpus=2, m="2g", env={"A": "1"}).options["memory"] == "2g"
-    with pytest.raises(UnsafeSpecError, match=r"Unsupported resource_args\.kubernetes option 'namespace'"):
+    with pytest.raises(UnsafeSpecError, match=r"resource_args\.kubernetes option 'namespace' is for a queue's owner"):
         plan(config, namespace="kube-system")
 
 
