@@ -52,6 +52,11 @@ _OPTIONS: Final[dict[str, Any]] = {
         metavar="WAY",
         text="How the program gets its inputs besides $LAUNCH_CONFIG: args, jsonargparse, hydra, env. Default: json.",
     ),
+    "inputs_from": _option(
+        "--inputs-from",
+        metavar="PARSER",
+        text="Read the schema from the script, without running it: argparse. The inputs are then given as args.",
+    ),
     "description": _option("-d", "--description", metavar="TEXT", text="Description of the job."),
     "retries": RetriesOption,
     "keep": Annotated[
@@ -99,7 +104,7 @@ _COLUMNS = (
 
 
 @create_app.command("image", cls=PassesArgs, epilog=examples("prefect-launch job create image team/train:1.2 -n train"))
-@flattened("git_hash", "runtime", "base_image", "dockerfile", "build_context", "keep")
+@flattened("git_hash", "runtime", "base_image", "dockerfile", "build_context", "keep", "inputs_from")
 def create_image(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image, such as team/train:1.2.")],
     options: JobOptions,

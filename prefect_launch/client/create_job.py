@@ -5,7 +5,10 @@ Unlike the reference's it raises, with one clear error, when something is wrong,
 
 from __future__ import annotations
 
+import posixpath
+import shlex
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -23,10 +26,12 @@ from prefect_launch.core.validation import check_server_json, first_error
 from prefect_launch.environments.requirements import read_requirements
 from prefect_launch.errors import InvalidNameError, SourceError, SpecError, unknown_name
 from prefect_launch.jobs.archive import pack
+from prefect_launch.jobs.argparse_schema import ParserInputs, read_argparse
 from prefect_launch.jobs.code_checks import (
     DEFAULT_ENTRY_POINT,
     check_build_files,
     check_in_code,
+    entry_file,
     parse_entry_point,
     refuse_parents,
 )
@@ -93,6 +98,7 @@ class JobRequest(BaseModel):
     services: Any = None
     input_schema: Any = None
     inputs_as: str | None = None
+    inputs_from: str | None = None
     retries: Retries | None = None
     keep: tuple[str, ...] = ()
 
@@ -130,6 +136,7 @@ async def draft_job(request: JobRequest, *, git: Git | None = None) -> tuple[Job
     if request.inputs_as is not None and request.inputs_as not in INPUTS_AS:
         raise SpecError(str(unknown_name("value of inputs_as", request.inputs_as, INPUTS_AS)))
     FilePatterns(request.keep, "keep")
+    _check_inputs_from(request)
     aliases = tuple(check_alias(alias) for alias in request.aliases)
     _check_paths(request)
     draft, own_alias = await _MAKERS[kind](request, git or Git(machine_git_settings()))
@@ -153,7 +160,7 @@ async def _draft_image(request: JobRequest, git: Git) -> tuple[JobDraft, str | N
     if request.runtime:
         _logger.warning("The runtime %s is not used: the image %s brings its own.", request.runtime, request.path)
     source = ImageJobSource(image=request.path, entrypoint=request.entrypoint)
-    document = await _document(request, SourceKind.IMAGE, source, runtime=None, folder=None)
+    document = await _document(request, SourceKind.IMAGE, source, runtime=None)
     return _draft(request, job_name(name), document), _alias_of_tag(tag)
 
 
@@ -173,7 +180,8 @@ async def _draft_code(request: JobRequest, git: Git) -> tuple[JobDraft, str | No
     source = CodeJobSource(
         artifact=CodeJobSource.artifact_of(archive.content_digest), **_command(entry_point), **_build(request)
     )
-    document = await _document(request, SourceKind.CODE, source, runtime=runtime, folder=folder)
+    inputs = await to_thread.run_sync(_parser_inputs, request, entry_point, partial(_read_in, folder))
+    document = await _document(request, SourceKind.CODE, source, runtime=runtime, folder=folder, inputs=inputs)
     state = await describe_work_tree(folder)
     metadata = {"git": state} if state else {}
     listing = CodeListing(files=archive.paths)
@@ -186,27 +194,29 @@ async def _draft_git(request: JobRequest, git: Git) -> tuple[JobDraft, str | Non
     entry_point = _entry_point(request)
     refuse_parents(entry_point)
     commit = await resolve_commit(git, remote, request.git_hash)
-    listing = await _check_in_commit(git, remote, commit, entry_point, request)
+    listing, contents = await _check_in_commit(git, remote, commit, entry_point, request)
     source = GitJobSource(git=GitCommit(remote=remote, commit=commit), **_command(entry_point), **_build(request))
     # The agent reads the Python version where it fetches the code: see `prefect_launch.spec.code_options.runtime_of`.
-    document = await _document(request, SourceKind.GIT, source, runtime=request.runtime, folder=None)
+    inputs = _parser_inputs(request, entry_point, contents.get)
+    document = await _document(request, SourceKind.GIT, source, runtime=request.runtime, inputs=inputs)
     return _draft(request, job_name(name_of(remote)), document, listing=listing), None
 
 
 async def _check_in_commit(
     git: Git, remote: str, commit: str, entry_point: tuple[str, ...], request: JobRequest
-) -> CodeListing | None:
-    """Check what is asked for in a commit, and return its paths; `None` when the host does not list them."""
-    listed = await ls_remote_files(git, remote, commit)
+) -> tuple[CodeListing | None, Mapping[str, bytes]]:
+    """Check what is asked for in a commit, and return its paths, when the host lists them, and what was read of it."""
+    read = _scripts(request, entry_point) if request.inputs_from else ()
+    listed = await ls_remote_files(git, remote, commit, read=read)
     if listed is None:
-        return None
+        return None, {}
     files, submodules = listed.files, listed.submodules
     where = f"{remote} at {commit[:12]}"
     _check_build_files(request, files, where, submodules=submodules)
     if not submodules:
         await to_thread.run_sync(_check_requirements_of, request, listed)
     check_in_code(entry_point, files, folders=_folders(request), where=where, unlisted=submodules)
-    return CodeListing(files=files, unlisted=submodules)
+    return CodeListing(files=files, unlisted=submodules), listed.contents
 
 
 def _folders(request: JobRequest) -> tuple[str, ...]:
@@ -246,17 +256,68 @@ _MAKERS: Final[Mapping[SourceKind, _Maker]] = MappingProxyType(
 )
 
 
+# --- inputs of a parser ---
+
+
+def _check_inputs_from(request: JobRequest) -> None:
+    if request.inputs_from is None:
+        return
+    if request.inputs_from != "argparse":
+        raise SpecError(str(unknown_name("value of inputs_from", request.inputs_from, ("argparse",))))
+    if request.input_schema is not None:
+        raise SpecError("A job has a schema or inputs_from, which reads one from its script. Leave one of them out.")
+    if request.kind is SourceKind.IMAGE:
+        raise SpecError("An image job takes no inputs_from: its script is in the image. Give a schema.")
+
+
+def _scripts(request: JobRequest, entry_point: Sequence[str]) -> list[str]:
+    """Return where the script of an entry point may be in the code."""
+    script = entry_file(entry_point)
+    if script is None or not script.endswith(".py"):
+        raise SpecError(
+            f"The entry point {shlex.join(entry_point)!r} names no Python script to read the inputs from. Name it, such"
+            " as 'python train.py', or give a schema."
+        )
+    return [posixpath.normpath(posixpath.join(folder, script)) for folder in _folders(request)]
+
+
+def _read_in(folder: Path, path: str) -> bytes | None:
+    return (folder / path).read_bytes() if (folder / path).is_file() else None
+
+
+def _parser_inputs(
+    request: JobRequest, entry_point: Sequence[str], read: Callable[[str], bytes | None]
+) -> ParserInputs | None:
+    """Read the inputs of a job's script, when that is asked for."""
+    if request.inputs_from is None:
+        return None
+    paths = _scripts(request, entry_point)
+    found = next(((path, content) for path in paths if (content := read(path)) is not None), None)
+    if found is None:
+        raise SourceError(
+            f"The script {paths[0]!r} cannot be read where the job's code is. Make the job of a folder, or give a"
+            " schema."
+        )
+    path, content = found
+    inputs = read_argparse(content, path)
+    for note in inputs.notes:
+        _logger.warning("Inputs of %s: %s.", path, note)
+    return inputs
+
+
 async def _document(
     request: JobRequest,
     kind: SourceKind,
     source: GitJobSource | CodeJobSource | ImageJobSource,
     *,
     runtime: str | None,
-    folder: Path | None,
+    folder: Path | None = None,
+    inputs: ParserInputs | None = None,
 ) -> JobDocument:
-    given: SchemaSource | None = request.input_schema
+    given: SchemaSource | None = request.input_schema if inputs is None else inputs.schema
+    inputs_as = request.inputs_as or ("json" if inputs is None else "args")
     schema = with_positions(await load_schema(given, folder=folder)) if given is not None else None
-    if request.inputs_as == "env":
+    if inputs_as == "env":
         input_variables(dict.fromkeys(inputs_in_order(schema), ""))
     return JobDocument.model_validate(
         {
@@ -266,7 +327,7 @@ async def _document(
             "runtime": runtime,
             "retries": request.retries,
             # The default is left out: the document, and so the job's version, stays as it was.
-            "inputs_as": None if request.inputs_as == "json" else request.inputs_as,
+            "inputs_as": None if inputs_as == "json" else inputs_as,
             "keep": request.keep or None,
             "input_schemas": {CONFIG_INPUTS: schema} if schema is not None else None,
         }
@@ -370,6 +431,7 @@ def create_job(
     services: Mapping[str, str] | None = None,
     schema: SchemaSource | None = None,
     inputs_as: str | None = None,
+    inputs_from: str | None = None,
     retries: Mapping[str, Any] | int | None = None,
     keep: Iterable[str] | None = None,
     api: Api | None = None,
@@ -397,6 +459,8 @@ def create_job(
         inputs_as: how its program gets its inputs, besides `$LAUNCH_CONFIG`: as `args` (`--lr=0.1 --amp`, for argparse
             and click), in the words of `jsonargparse` or `hydra`, or as variables in its environment (`env`); by
             default there alone (`json`).
+        inputs_from: `argparse` reads the schema from the `add_argument` calls of the entry point's script, which is not
+            run; `inputs_as` is then `args`.
         retries: retry rule of items without their own: `{"max": 3, "on": ["crashed", "oom"], "delay": 30}`.
         keep: patterns as of `.gitignore`: files that a run has changed in its code folder, and that go to its outputs.
         api: the server; by default the one that Prefect's settings name.
@@ -416,7 +480,7 @@ def create_job(
         path=path, job_type=job_type, entity=entity, project=project, name=name, description=description,
         aliases=aliases, runtime=runtime, entrypoint=entrypoint, git_hash=git_hash, build_context=build_context,
         dockerfile=dockerfile, base_image=base_image, services=services, schema=schema, inputs_as=inputs_as,
-        retries=retries, keep=keep,
+        inputs_from=inputs_from, retries=retries, keep=keep,
     )  # fmt: skip
     return (api or _default_api()).call(lambda session: create_in(session.jobs, request)).job
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -106,8 +106,14 @@ class CommitListing:
     contents: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
-async def ls_remote_files(git: Git, remote: str, commit: str) -> CommitListing | None:
+async def ls_remote_files(git: Git, remote: str, commit: str, *, read: Collection[str] = ()) -> CommitListing | None:
     """Return the files and the submodules of a commit of a checked remote, without fetching them.
+
+    Args:
+        git: the command.
+        remote: that the commit is of.
+        commit: its full id.
+        read: paths of further files whose content is wanted.
 
     Returns:
         The content; `None` when the host gives no single commit.
@@ -136,7 +142,9 @@ async def ls_remote_files(git: Git, remote: str, commit: str) -> CommitListing |
             path for path, about in files.items() if _REQUIREMENTS.fullmatch(path) and about.startswith("100")
         ]
         nearest = sorted(requirements, key=lambda path: (path.count("/"), path))[:_MOST_FETCHED]
-        contents = await _contents(git, remote, commit, folder, {path: files[path].split()[-1] for path in nearest})
+        scripts = [path for path in read if files.get(path, "").startswith("100")]
+        wanted = {path: files[path].split()[-1] for path in (*nearest, *scripts)}
+        contents = await _contents(git, remote, commit, folder, wanted)
         return CommitListing(tuple(files), tuple(submodules), contents)
 
 

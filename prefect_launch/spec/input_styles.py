@@ -13,6 +13,9 @@ from prefect_launch.errors import InputError
 InputsAs = Literal["json", "args", "jsonargparse", "hydra", "env"]
 INPUTS_AS: Final[tuple[str, ...]] = get_args(InputsAs)
 
+#: In the schema of an input: the program takes it by its place among the arguments, without a name.
+POSITIONAL: Final = "positional"
+
 #: Text that Hydra reads as the same text without quotes.
 _PLAIN_IN_HYDRA: Final = re.compile(r"[A-Za-z_/][A-Za-z0-9_/.\-]*\Z")
 _WORDS_OF_HYDRA: Final = {"true", "false", "null", "nan", "inf", "infinity"}
@@ -40,11 +43,14 @@ def input_arguments(inputs: Mapping[str, Any], style: str, schema: Mapping[str, 
 
 def _options(inputs: Mapping[str, Any], schema: Mapping[str, Any], group: str = "") -> list[str]:
     """Return inputs as `argparse` and click take them."""
+    placed: list[str] = []
     words: list[str] = []
-    for name, value in inputs.items():
-        path, known = f"{group}{name}", (schema.get("properties") or {}).get(name)
-        rules = known if isinstance(known, Mapping) else {}
-        if isinstance(value, Mapping):
+    known = schema.get("properties") or {}
+    for name in sorted(inputs, key=lambda name: _rules(known, name).get("position", len(known))):
+        path, value, rules = f"{group}{name}", inputs[name], _rules(known, name)
+        if rules.get(POSITIONAL) and value is not None:
+            placed += map(_text, value if isinstance(value, list) else [value])
+        elif isinstance(value, Mapping):
             words += _options(value, rules, f"{path}.")
         elif isinstance(value, bool):
             # Without the flag it is false, unless true is the default: then there is a flag for false.
@@ -53,7 +59,12 @@ def _options(inputs: Mapping[str, Any], schema: Mapping[str, Any], group: str = 
             words += [f"--{path}", *map(_text, value)] if value else []
         elif value is not None:
             words.append(f"--{path}={_text(value)}")
-    return words
+    return [*placed, *words]
+
+
+def _rules(known: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    rules = known.get(name)
+    return rules if isinstance(rules, Mapping) else {}
 
 
 def _flat(inputs: Mapping[str, Any], group: str = "") -> Iterable[tuple[str, Any]]:

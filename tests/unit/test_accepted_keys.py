@@ -87,6 +87,7 @@ JOB: dict[str, Any] = {
     "services": {"board": "always"},
     "input_schema": {"type": "object", "required": ["lr"]},
     "inputs_as": "args",
+    "inputs_from": "argparse",
     "keep": ["*.pt"],
     "retries": {"max": 1},
 }

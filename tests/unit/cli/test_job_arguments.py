@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,21 @@ def test_job_that_is_made_with_arguments_has_them_in_its_entry_point(
     assert run(["job", "create", kind, source, "-n", "made", "-E", "python main.py", "--", "--lr", "0.1", "a b"]) == 0
 
     assert job_api.job("made").entry_point == ("python", "main.py", "--lr", "0.1", "a b")
+
+
+def test_job_that_reads_its_inputs_from_a_parser_is_described_with_them(
+    job_api: InMemoryApi, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = "import argparse\nargparse.ArgumentParser().add_argument('--lr', type=float, default=0.5)\n"
+    (tmp_path / "code" / "train.py").write_text(script)
+    options = ["-n", "parsed", "-E", "python train.py", "--inputs-from", "argparse"]
+
+    assert run(["job", "create", "code", str(tmp_path / "code"), *options]) == 0
+    capsys.readouterr()
+    assert run(["job", "describe", "parsed"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^inputs as +args$", shown, re.MULTILINE)
+    assert re.search(r"^lr +number +0\.5", shown, re.MULTILINE)
+
+    assert run(["add", "-j", "parsed", "-q", "cpu", "--set", "lr=2", "--explain"]) == 0
+    assert re.search(r"^command +python train.py --lr=2$", capsys.readouterr().out, re.MULTILINE)
