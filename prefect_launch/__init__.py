@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prefect_launch.client.api import Api
     from prefect_launch.client.create_job import acreate_job, create_job
     from prefect_launch.client.explain import Explanation, aexplain_launch, explain_launch
+    from prefect_launch.client.job_block import LaunchJob
     from prefect_launch.client.launch_add import alaunch_add, alaunch_add_many, launch_add, launch_add_many
     from prefect_launch.client.queued_run import QueuedRun
     from prefect_launch.client.run_queue import RunQueue
@@ -35,6 +36,7 @@ _HOMES = {
     "LaunchAgent": "agent",
     "LaunchAgentConfig": "settings.agent_config_block",
     "LaunchError": "errors",
+    "LaunchJob": "client.job_block",
     "QueuedRun": "client.queued_run",
     "RunQueue": "client.run_queue",
     "Sweep": "sweeps.sweep",
@@ -67,6 +69,7 @@ __all__ = [
     "LaunchAgent",
     "LaunchAgentConfig",
     "LaunchError",
+    "LaunchJob",
     "QueuedRun",
     "RunQueue",
     "Sweep",

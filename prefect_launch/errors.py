@@ -26,6 +26,10 @@ class LaunchError(Exception):
     """Base of all errors raised by prefect-launch."""
 
 
+class LaunchDockerError(LaunchError):
+    """The reference's name for what the Docker Engine fails at: to be reached, to pull an image, to build one."""
+
+
 # --- the submitter must act ------------------------------------------------------------------------------------------
 
 
@@ -64,7 +68,7 @@ class SourceError(SubmitterError):
     """The job's code is not available: a refused remote, a missing commit, a link out of the folder."""
 
 
-class BuildError(SubmitterError):
+class BuildError(SubmitterError, LaunchDockerError):
     """The job's image cannot be built: a step fails, requirements do not resolve, or the agent builds no images."""
 
 
@@ -94,7 +98,7 @@ class BuildDiskError(InfrastructureError):
     """A disk was full while an image was built: the item is ``Failed``; a retry rule sees a fault of the machine."""
 
 
-class UnreachableError(InfrastructureError):
+class UnreachableError(InfrastructureError, LaunchDockerError):
     """The Docker Engine cannot be reached: the item returns to its queue."""
 
 
@@ -105,7 +109,7 @@ class NoRoomError(UnreachableError):
     """
 
 
-class ImagePullError(InfrastructureError):
+class ImagePullError(InfrastructureError, LaunchDockerError):
     """An image could not be pulled from its registry."""
 
 
@@ -153,6 +157,10 @@ class ExecutionError(LaunchError):
         # Prefect logs the repr, which would repeat the lines of the job's log.
         first, _, _ = str(self).partition("\n")
         return f"{type(self).__name__}({first!r})"
+
+
+class SchedulerError(ExecutionError):
+    """A sweep failed, or was stopped before its end."""
 
 
 class JobCodeError(LaunchError):

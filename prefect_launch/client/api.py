@@ -30,6 +30,7 @@ from prefect_launch.server.values import PAGE, ItemFilter
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
+    from prefect_launch.client.callable_job import CallableJob
     from prefect_launch.client.queued_run import QueuedRun
     from prefect_launch.client.run_queue import RunQueue
     from prefect_launch.jobs.model import Job, JobSummary
@@ -228,15 +229,21 @@ class Api(BaseModel):
 
         return [item for item in self.call(read) if item.work_pool_name or queue]
 
-    def queued_run(self, item_id: str | UUID) -> QueuedRun:
-        """Return the item of that id.
+    def queued_run(self, *path: str | UUID) -> QueuedRun:
+        """Return an item.
+
+        Args:
+            path: its id, which is enough; or entity, project, queue and id, as the reference's callers give it.
 
         Raises:
             InvalidNameError: when the id is no UUID.
-            NotFoundError: when there is none.
+            NotFoundError: when there is none, or it is on another queue than the one that is given.
         """
         from prefect_launch.client.queued_run import QueuedRun
 
+        if len(path) not in (1, 4):
+            raise InvalidNameError(f"Give an item's id, or its entity, project, queue and id, not {path!r}.")
+        item_id = path[-1]
         try:
             wanted = item_id if isinstance(item_id, UUID) else UUID(item_id)
         except ValueError:
@@ -244,21 +251,34 @@ class Api(BaseModel):
                 f"Invalid item id {item_id!r}: give the UUID that 'launch_add' or 'prefect-launch item list' shows."
             ) from None
         item = self.call(lambda session: session.server.read_item(wanted))
-        if item is None:
+        where = f" on the queue {path[2]!r}" if len(path) > 1 else ""
+        if item is None or (where and item.work_pool_name != path[2]):
             raise NotFoundError(
-                f"There is no item {str(wanted)!r} on {self.ui_url}. 'prefect-launch item list' shows them."
+                f"There is no item {str(wanted)!r}{where} on {self.ui_url}. 'prefect-launch item list' shows them."
             )
         return QueuedRun(self, item)
 
     # --- jobs and queues ---
 
-    def job(self, name: str) -> Job:
+    def job(self, name: str, path: str | os.PathLike[str] | None = None) -> CallableJob:
         """Return the job that `entity/project/name:alias`, or a shorter form, names.
+
+        Args:
+            name: of the job.
+            path: a folder to write its document and its code to, as far as the job keeps it; it must not exist yet, or
+                be empty. By default, nothing is written.
 
         Raises:
             NotFoundError: when there is none; names the nearest one.
+            ArtifactError: when its archive is damaged.
+            InfrastructureError: when the storage or the disk fails.
         """
-        return self.call(lambda session: session.jobs.resolve(name))
+        from prefect_launch.client.callable_job import CallableJob
+
+        job = CallableJob.of(self.call(lambda session: session.jobs.resolve(name)), self)
+        if path is not None:
+            job.download(path)
+        return job
 
     def jobs(self, entity: str | None = None, project: str | None = None) -> list[JobSummary]:
         """List jobs by name, all or of one entity or project."""
@@ -325,20 +345,30 @@ class Api(BaseModel):
 
         return RunQueue(self, self.call(write))
 
-    def run_queue(self, name: str) -> RunQueue:
-        """Return the queue of that name.
+    def run_queue(self, *path: str) -> RunQueue:
+        """Return a queue.
+
+        Args:
+            path: its name, which is enough; or its entity and its name, as the reference's callers give it.
 
         Raises:
-            NotFoundError: when there is none; names the nearest one.
+            NotFoundError: when there is none, or it is of another entity; names the nearest one.
         """
         from prefect_launch.client.run_queue import RunQueue
+
+        if len(path) not in (1, 2):
+            raise InvalidNameError(f"Give a queue's name, or its entity and its name, not {path!r}.")
+        name = path[-1]
 
         async def read(session: Session) -> Any:
             session.forget_queue(name)
             await session.queue(name)
             return await session.server.read_pool(name)
 
-        return RunQueue(self, self.call(read))
+        queue = RunQueue(self, self.call(read))
+        if len(path) > 1 and queue.entity != path[0]:
+            raise NotFoundError(f"The queue {name!r} is of the entity {queue.entity!r}, not of {path[0]!r}.")
+        return queue
 
     def run_queues(self) -> list[RunQueue]:
         """List the queues, by name; work pools of the type that have no launch configuration are left out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefect_launch.policy.template import QueueConfig
@@ -50,6 +51,32 @@ class RunQueue:
         self.limits = dict(config.limits)
         self.submitter_secrets = config.submitter_secrets
         self.fail_impossible_after = config.fail_impossible_after
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        resource: str,
+        entity: str | None = None,
+        prioritization_mode: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+    ) -> RunQueue:
+        """Create a queue on the server of calls that name none; `Api.create_run_queue` has more arguments.
+
+        Raises:
+            LaunchError: as `Api.create_run_queue` does.
+        """
+        from prefect_launch.client.api import default_api
+
+        return default_api().create_run_queue(
+            name,
+            resource,
+            entity=entity,
+            prioritization_mode=prioritization_mode,
+            config=config,
+            template_variables=template_variables,
+        )
 
     def __repr__(self) -> str:
         return f"<RunQueue {self.name} ({self.type})>"

@@ -25,7 +25,7 @@ from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.event_loop import run_sync
 from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.core.states import StateType
-from prefect_launch.errors import ExecutionError, SpecError
+from prefect_launch.errors import SchedulerError, SpecError
 from prefect_launch.sweeps import flow
 from prefect_launch.sweeps.control import ResumedBy, pause_sweep, resume_sweep, retry_trials, stop_sweep
 from prefect_launch.sweeps.history import Trial
@@ -274,7 +274,7 @@ class Sweep(ItemHandle):
             The sweep itself.
 
         Raises:
-            ExecutionError: when it failed, or was stopped; with the reason.
+            SchedulerError: when it failed, or was stopped; with the reason.
             TimeoutError: when it has not ended in time; it continues.
         """
         return self._api.call(lambda session: self._wait(session, timeout))
@@ -291,7 +291,7 @@ class Sweep(ItemHandle):
             if item.state_type is StateType.COMPLETED:
                 return self
             if item.is_terminal:
-                raise ExecutionError(f"The sweep {self.name} ({self.id}) ended as {item.state_name}: {item.message}")
+                raise SchedulerError(f"The sweep {self.name} ({self.id}) ended as {item.state_name}: {item.message}")
             if give_up_at is not None and time.monotonic() >= give_up_at:
                 raise TimeoutError(
                     f"The sweep {self.name} ({self.id}) has not ended within {timeout:g} s: it is {item.state_name}."
