@@ -63,6 +63,10 @@ def test_programs_with_argparse_and_hydra_arguments_are_swept_as_they_are(
     (code / "with_argparse.py").write_text(ARGPARSE)
     (code / "with_hydra.py").write_text(HYDRA)
     create_job(str(code), "code", name=site.name, entrypoint="python with_hydra.py", api=site.api)
+    parsed = create_job(
+        str(code), "code", name=f"{site.name}-parsed", entrypoint="python with_argparse.py", inputs_from="argparse",
+        api=site.api,
+    )  # fmt: skip
     by_command = {
         "program": "with_argparse.py",
         "command": ["${env}", "${interpreter}", "${program}", "${args}"],
@@ -76,19 +80,23 @@ def test_programs_with_argparse_and_hydra_arguments_are_swept_as_they_are(
         },
     }
 
+    by_inputs = {"parameters": by_command["parameters"]}
+    sweeps = [(site.name, by_command), (site.name, by_arguments), (parsed.name, by_inputs)]
+
     async def run() -> list[tuple[Trial, ...]]:
         agent = site.agent(max_jobs=2)
         working = asyncio.create_task(agent.loop())
         try:
             return [
-                await trials_of(site.api, {"config": {**COMMON, **own}, "queue": site.name, "job": site.name})
-                for own in (by_command, by_arguments)
+                await trials_of(site.api, {"config": {**COMMON, **own}, "queue": site.name, "job": job})
+                for job, own in sweeps
             ]
         finally:
             agent.stop()
             await working
 
-    with_argparse, with_hydra = asyncio.run(run())
+    with_argparse, with_hydra, with_inputs = asyncio.run(run())
 
-    assert [(trial.params["opt"], trial.value) for trial in with_argparse] == [("adam", 0.25), ("sgd", 1.25)]
+    for trials in (with_argparse, with_inputs):
+        assert [(trial.params["opt"], trial.value) for trial in trials] == [("adam", 0.25), ("sgd", 1.25)]
     assert [(trial.params["optimizer"]["lr"], trial.value) for trial in with_hydra] == [(0.5, 2.5), (0.25, 2.25)]
