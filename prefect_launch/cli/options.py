@@ -22,7 +22,12 @@ import typer.core
 
 from prefect_launch.errors import SpecError
 
-CONTEXT: Final[dict[str, Any]] = {"help_option_names": ["-h", "--help"]}
+#: Long options of W&B's command, by the ones here that they mean.
+_OF_WANDB: Final[Mapping[str, str]] = {"set-var": "template-variable", "git-version": "git-ref"}
+CONTEXT: Final[dict[str, Any]] = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda name: _OF_WANDB.get(name, name),
+}
 
 ItemId = Annotated[str, typer.Argument(metavar="ID", help="The item's id, its last 8 characters, or its name.")]
 JsonOption = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON instead of text.")]

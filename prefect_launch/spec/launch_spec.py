@@ -111,7 +111,9 @@ class Overrides(_Part):
     entry_point: Annotated[tuple[str, ...] | None, Option(("-E", "--entry-point"), "COMMAND")] = Field(
         default=None, description="The command, in place of the job's."
     )
-    dockerfile: str | None = Field(default=None, description="A Dockerfile in the job's code, by its path there.")
+    dockerfile: Annotated[str | None, Option(("-D", "--dockerfile"), "PATH")] = Field(
+        default=None, description="A Dockerfile in the job's code, by its path there."
+    )
     working_dir: str | None = Field(default=None, description="The working directory, below the job's code.")
 
     @field_validator("dockerfile")
