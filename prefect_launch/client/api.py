@@ -22,7 +22,7 @@ from prefect_launch.core.names import ENTITY_VARIABLES, PROJECT_VARIABLES, UNNAM
 from prefect_launch.core.signature import made_of_arguments
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import InvalidNameError, NotFoundError, QueueError
-from prefect_launch.queues.options import QueueOptions, make_config, whole_options
+from prefect_launch.queues.options import QueueOptions, make_config
 from prefect_launch.server.http import DEFAULT_PATIENCE_SECONDS
 from prefect_launch.server.paging import all_items
 from prefect_launch.server.values import PAGE, ItemFilter
@@ -340,7 +340,7 @@ class Api(BaseModel):
         made = make_config(dataclasses.replace(options, entity=owner))
 
         async def write(session: Session) -> Any:
-            await runner_class(made.resource).check_on_server(whole_options(made), session.server)
+            await runner_class(made.resource).check_on_server(made.resource_args, session.server)
             return await create_queue(session, name, made, concurrency=concurrency, replace=replace)
 
         return RunQueue(self, self.call(write))

@@ -23,6 +23,7 @@ from prefect_launch.planning.job_inputs import variables_of_inputs
 from prefect_launch.planning.override_checks import check_overrides, overrides_code
 from prefect_launch.planning.plan import build_request, default_resource
 from prefect_launch.planning.refused_fields import locked_parts, refuse_unread
+from prefect_launch.policy.submitter_options import merge_resource_args
 from prefect_launch.queues.options import QueueOptions, make_config
 from prefect_launch.queues.pool import DEFAULT_QUEUE, create_queue
 from prefect_launch.queues.session import QUEUE_LABEL, CachedQueue, Session
@@ -32,6 +33,7 @@ from prefect_launch.sources.notebook import notebook_in
 from prefect_launch.spec.code_options import parse_image
 from prefect_launch.spec.item_parameters import labels_of, run_id_of, tags_of
 from prefect_launch.spec.launch_spec import GitSource, LaunchSpec
+from prefect_launch.spec.option_names import ENV, normalise_options
 from prefect_launch.spec.scheduling import Priority
 
 if TYPE_CHECKING:
@@ -206,6 +208,7 @@ async def check_item(
         await _refuse_image_out_of_reach(session, queue, spec, named.job)
     spec = await with_digest(spec, named.job, digests, by_queue=queue.config.pin)
     draft = draft_item(api, queue, spec, named.job)
+    await check_named_on_server(session, queue, spec)
     await named.check_overrides(spec, session.jobs, queue.config.resource, queue.config.resource_args)
     return CheckedItem(api, queue, spec, named, named.job, draft)
 
@@ -215,6 +218,18 @@ def warn_once(text: str) -> None:
     """Log a warning, unless this process has logged it or there is none."""
     if text:
         _logger.warning("%s", text)
+
+
+async def check_named_on_server(session: Session, queue: CachedQueue, spec: LaunchSpec) -> None:
+    """Check what a submitter's own options name on the Prefect server; the queue's were checked when it was written.
+
+    Raises:
+        LaunchError: naming what is not there.
+    """
+    asked = normalise_options(spec.resource_args.get(queue.config.resource, {}))
+    if asked.keys() - {ENV}:
+        options = merge_resource_args(queue.config.resource_args, asked)
+        await runner_class(queue.config.resource).check_on_server(options, session.server)
 
 
 async def _warn_of_locked_fields(session: Session, queue: CachedQueue, spec: LaunchSpec) -> None:
@@ -319,7 +334,9 @@ def _check_options(spec: LaunchSpec, queue: CachedQueue, job: Job | None) -> Non
     """Check the options that the item will run with, as far as they are known before its agent starts it."""
     image = spec.image or (job.image if job else None)
     macros = item_macros(spec, item_id=spec.run_id or "", image=image, queue=queue.name)
-    merged_options(queue.config, spec, queue.name, macros=macros, secrets={})
+    options = merged_options(queue.config, spec, queue.name, macros=macros, secrets={})
+    if job is not None and job.base_image:
+        runner_class(queue.config.resource).check_image(job.base_image, options)
     variables_of_inputs(spec, job, queue.config, queue.name)
 
 

@@ -197,7 +197,7 @@ def merged_options(
     if not waiting:
         runner.check_together(whole)
     if image := macros.get("image_uri"):
-        runner.check_image(image, whole)
+        runner.check_image(image, merged)
     return merged
 
 

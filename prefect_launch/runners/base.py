@@ -488,10 +488,10 @@ class Runner(ABC):
 
     @classmethod  # noqa: B027 - the options of most name nothing there
     async def check_on_server(cls, options: Mapping[str, Any], server: Server) -> None:
-        """Check what a queue's own options name on the Prefect server, when the queue is written; by default nothing.
+        """Check what options name on the Prefect server: a queue's when it is written, an item's when it is queued.
 
         Args:
-            options: those of the queue that are whole: no variable, macro or secret is filled in later.
+            options: of the queue, with the submitter's over them; values may hold what is filled in later.
             server: the Prefect server.
 
         Raises:

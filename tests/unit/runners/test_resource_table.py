@@ -27,9 +27,15 @@ def _start(runner: type[Runner]) -> str:
     return "held, then released" if runner.can_hold else "submitted at the start"
 
 
+def _sources(runner: type[Runner]) -> str:
+    names = sorted(source.name.lower() for source in runner.sources)
+    with_option = " (where the queue sets `container`)" if "container" in runner.options else ""
+    return ", ".join(f"{name}{with_option}" if name == "image" else name for name in names)
+
+
 #: What the table says of a resource, row by row.
 ROWS: Final[dict[str, Callable[[type[Runner]], str]]] = {
-    "Sources": lambda runner: ", ".join(sorted(source.name.lower() for source in runner.sources)),
+    "Sources": _sources,
     "Image built of a job's code": lambda runner: "yes" if runner.needs_image else "no",
     "Devices": lambda runner: "the agent gives them out" if runner.uses_this_machine else "the cluster's own",
     "Log streams": lambda runner: "two" if runner.separates_streams else "one",

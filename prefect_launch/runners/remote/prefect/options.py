@@ -9,7 +9,7 @@ They are the owner's, who may let submitters set them. `env`: variables for the 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
@@ -48,6 +48,11 @@ def is_free(option: str, name: object) -> bool:
     if option == "job-variables":
         return name in (_IMAGE, "env") or bool(_AMOUNTS.search(str(name).lower()))
     return option in SUBMITTER_OPTIONS or option == _IMAGE
+
+
+def is_known(value: object) -> bool:
+    """Whether a text is there as it will be used: no variable and no macro is filled in later."""
+    return isinstance(value, str) and "{{" not in value and "${" not in value
 
 
 class Target(BaseModel):
@@ -142,8 +147,24 @@ def check_work_queue(target: Target, queues: list[PriorityQueue]) -> None:
         LaunchError: naming the nearest one.
     """
     names = [queue.name for queue in queues]
-    if target.queue is not None and target.queue not in names:
+    if is_known(target.queue) and target.queue not in names:
         raise unknown_name("work queue", target.queue, names, where=f" in the work pool {target.pool!r}")
+
+
+def check_job_variables(names: Iterable[str], pool: Pool) -> None:
+    """Refuse a job variable that the template of a work pool does not have; one that declares none takes any.
+
+    Raises:
+        NotFoundError: naming the nearest one.
+    """
+    known = _variables_of(pool)
+    for name in names if known else ():
+        if name not in known:
+            raise unknown_name("job variable", name, known, where=f" in the template of the work pool {pool.name!r}")
+
+
+def _variables_of(pool: Pool) -> Mapping[str, Any]:
+    return (pool.base_job_template.get("variables") or {}).get("properties") or {}
 
 
 def job_variables(plan: RunPlan, target: Target, pool: Pool) -> dict[str, Any]:
@@ -154,7 +175,7 @@ def job_variables(plan: RunPlan, target: Target, pool: Pool) -> dict[str, Any]:
     Raises:
         LaunchError: for a variable that the pool's template does not have, and a text that the worker would fill in.
     """
-    known = (pool.base_job_template.get("variables") or {}).get("properties") or {}
+    known = _variables_of(pool)
     for text in texts_in(target.job_variables):
         if _TEMPLATE.search(text):
             raise SpecError(
@@ -171,9 +192,7 @@ def job_variables(plan: RunPlan, target: Target, pool: Pool) -> dict[str, Any]:
                 " none: its template has no job variable 'image'. Use a work pool of containers."
             )
         made[_IMAGE] = image
-    for name in made if known else ():
-        if name not in known:
-            raise unknown_name("job variable", name, known, where=f" in the template of the work pool {pool.name!r}")
+    check_job_variables(made, pool)
     if _ENTRYPOINT in known:
         made.setdefault(_ENTRYPOINT, None)
     template = pool.base_job_template.get("variables") or {}

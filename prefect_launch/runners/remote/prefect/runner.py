@@ -41,7 +41,7 @@ from prefect_launch.runners.remote.prefect.waiting import WaitReasons
 from prefect_launch.runners.remote.prefect.wrapper import START_KEY
 from prefect_launch.server.paging import all_items
 from prefect_launch.server.protocol import Server
-from prefect_launch.server.values import PAGE, Item, ItemDraft, State
+from prefect_launch.server.values import PAGE, Item, ItemDraft, Pool, State
 
 #: The flow of the children, and the tag of those that are not removed yet.
 FLOW: Final = "launch-elsewhere"
@@ -112,10 +112,8 @@ class PrefectRunner(RemoteRunner):
 
     @classmethod
     async def check_on_server(cls, options: Mapping[str, Any], server: Server) -> None:
-        if isinstance(options.get("work-pool"), str):
-            pool = prefect_options.check_pool(options["work-pool"], await server.read_pool(options["work-pool"]))
-            target = prefect_options.read_target(options)
-            prefect_options.check_work_queue(target, await server.list_queues(pool.name))
+        if prefect_options.is_known(options.get("work-pool")):
+            await _named_pool(options, server)
 
     def check(self, plan: RunPlan) -> None:
         prefect_options.read_target(plan.options)
@@ -138,10 +136,8 @@ class PrefectRunner(RemoteRunner):
         if all(one.is_ok for one in found):
             try:
                 server = (await self._server()).server
-                target = prefect_options.read_target(options)
-                pool = prefect_options.check_pool(target.pool, await server.read_pool(target.pool))
+                pool = await _named_pool(options, server)
                 found.append(Finding(name="work pool", is_ok=True, detail=f"{pool.name!r}, of the type {pool.type!r}"))
-                prefect_options.check_work_queue(target, await server.list_queues(pool.name))
             except LaunchError as error:
                 return [*found, Finding(name="work pool", is_ok=False, detail=str(error))]
             is_served = pool.status != "NOT_READY"
@@ -282,6 +278,19 @@ class PrefectRunner(RemoteRunner):
 
         environment = self.agent_environment() if self.agent_environment is not None else {}
         return connect(environment.get("PREFECT_API_URL"))
+
+
+async def _named_pool(options: Mapping[str, Any], server: Server) -> Pool:
+    """Return the work pool that options name, when it has the work queue and the job variables that they name.
+
+    Raises:
+        LaunchError: naming what is not there.
+    """
+    target = prefect_options.read_target(options)
+    pool = prefect_options.check_pool(target.pool, await server.read_pool(target.pool))
+    prefect_options.check_work_queue(target, await server.list_queues(pool.name))
+    prefect_options.check_job_variables(target.job_variables, pool)
+    return pool
 
 
 class _Connection:

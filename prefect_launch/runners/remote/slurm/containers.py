@@ -16,6 +16,23 @@ from prefect_launch.runners.code_job import given_variables, inherited_variables
 from prefect_launch.runners.remote.slurm import options as slurm_options
 
 
+def check_has_program(image: str, options: Mapping[str, Any]) -> None:
+    """Refuse an image where nothing is named that runs it.
+
+    Args:
+        image: of a job.
+        options: all that a run has; perhaps not all filled in yet.
+
+    Raises:
+        SpecError: with the next step.
+    """
+    if "container" not in options:
+        raise SpecError(
+            f"The queue does not say what runs the image {image!r} on the nodes of its Slurm cluster. Its owner sets"
+            " resource_args.slurm.container to apptainer, singularity or pyxis; or make the job from code."
+        )
+
+
 def check_image(plan: RunPlan) -> None:
     """Refuse an image that the cluster cannot run.
 
@@ -24,11 +41,7 @@ def check_image(plan: RunPlan) -> None:
     """
     if plan.image is None:
         return
-    if "container" not in plan.options:
-        raise SpecError(
-            f"The queue does not say what runs the image {plan.image!r} on the nodes of its Slurm cluster. Its owner"
-            " sets resource_args.slurm.container to apptainer, singularity or pyxis; or make the job from code."
-        )
+    check_has_program(plan.image, plan.options)
     if slurm_options.container(plan.options["container"]) == "pyxis":
         if not plan.command:
             raise SpecError(

@@ -40,7 +40,12 @@ from prefect_launch.runners.remote.jobs import LogPart, RemoteJob, RemoteStatus
 from prefect_launch.runners.remote.slurm import diagnosis, folder, jobs, script
 from prefect_launch.runners.remote.slurm import options as slurm_options
 from prefect_launch.runners.remote.slurm.commands import CommandFailedError, run_slurm
-from prefect_launch.runners.remote.slurm.containers import check_image, command_of, variables_of_image
+from prefect_launch.runners.remote.slurm.containers import (
+    check_has_program,
+    check_image,
+    command_of,
+    variables_of_image,
+)
 from prefect_launch.runners.remote.slurm.ends import status_of
 from prefect_launch.runners.remote.slurm.jobs import SlurmJob
 from prefect_launch.runners.remote.slurm.logs import read_streams
@@ -97,6 +102,10 @@ class SlurmRunner(RemoteRunner):
     @classmethod
     def check_together(cls, options: Mapping[str, Any]) -> None:
         slurm_options.check_together(options)
+
+    @classmethod
+    def check_image(cls, image: str, options: Mapping[str, Any]) -> None:
+        check_has_program(image, options)
 
     def check(self, plan: RunPlan) -> None:
         if plan.is_agent_program:

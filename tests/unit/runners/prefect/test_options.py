@@ -9,12 +9,15 @@ from uuid import uuid4
 
 import pytest
 
+from prefect_launch import explain_launch, launch_add
+from prefect_launch.client.api import use_api
 from prefect_launch.errors import LaunchError, NotFoundError, QueueError, SpecError
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.remote.prefect import options
 from prefect_launch.runners.remote.prefect.command import child_command
 from prefect_launch.runners.remote.prefect.runner import PrefectRunner
 from prefect_launch.server.values import Pool, PriorityQueue
+from prefect_launch.testing import InMemoryApi
 from tests.unit.runners.prefect.world import POOL, PrefectWorld
 
 CONTAINERS = {
@@ -154,3 +157,32 @@ async def test_queue_of_a_work_pool_or_work_queue_that_is_not_there_is_refused(w
             await PrefectRunner.check_on_server(given, world.server)
     await PrefectRunner.check_on_server({"work-pool": POOL}, world.server)
     await PrefectRunner.check_on_server({}, world.server)  # A template variable will name it.
+
+
+def test_job_variable_that_the_pool_does_not_have_is_refused_where_its_queue_is_made_and_where_its_item_is_queued() -> (
+    None
+):
+    api = InMemoryApi()
+    api.server.add_pool(POOL, "kubernetes", CONTAINERS)
+    wrong = r"Unknown job variable 'cpu_limt' in the template of the work pool 'elsewhere'\. Did you mean 'cpu_limit'"
+    owners = {"work_pool": POOL, "job_variables": {"cpu_limt": "{{ cpus }}"}}
+    cpus = {"cpus": {"type": "string", "default": "1"}}
+    with pytest.raises(NotFoundError, match=wrong):
+        api.create_run_queue("q", "prefect", config=owners, template_variables=cpus)
+
+    config = {"work_pool": POOL, "job_variables": {"cpu_limit": "{{ cpus }}"}}
+    api.create_run_queue("q", "prefect", config=config, template_variables=cpus)
+    api.create_run_queue("mine", "prefect", config={"work_pool": POOL}, submitter_options=["job_variables"])
+    with use_api(api):
+        asked = {"prefect": {"job_variables": {"cpu_limt": "2"}}}
+        for queue_it in (launch_add, explain_launch):
+            with pytest.raises(NotFoundError, match=wrong):
+                queue_it(docker_image="train:1", queue_name="mine", resource_args=asked)
+        asked["prefect"] = {"job_variables": {"cpu_limit": "2"}}
+        assert launch_add(docker_image="train:1", queue_name="mine", resource_args=asked).queue_name == "mine"
+
+
+async def test_diagnosis_names_a_job_variable_that_the_pool_has_no_more(world: PrefectWorld) -> None:
+    world.server.add_pool(POOL, "kubernetes", CONTAINERS)
+    found = (await world.runner().diagnose({"work-pool": POOL, "job-variables": {"cpu_limt": "1"}}))[-1]
+    assert (found.is_ok, "Did you mean 'cpu_limit'" in found.detail) == (False, True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from prefect_launch import create_job, launch_add
 from prefect_launch.errors import NotFoundError, SpecError, UnsafeSpecError
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.runners.option_values import UNLIMITED
@@ -15,6 +16,8 @@ from prefect_launch.runners.remote.slurm.containers import command_of, variables
 from prefect_launch.runners.remote.slurm.nodes import parse_nodes, shortage_among
 from prefect_launch.runners.remote.slurm.options import minutes, sbatch_arguments, srun_arguments
 from prefect_launch.runners.remote.slurm.runner import SlurmRunner
+from prefect_launch.testing import InMemoryApi
+from tests.support.enqueueing import items
 
 
 @pytest.mark.parametrize(
@@ -202,3 +205,21 @@ def test_shortage_says_what_no_node_has_and_not_what_none_has_free() -> None:
     assert "the largest node has 64000" in shortage_among(nodes, {"memory": "1t"})
     assert shortage_among(nodes, {"nodes": 3}) == "3 nodes, and there are 2"
     assert shortage_among([], {"cpus": 4}) == ""
+
+
+def test_image_is_refused_at_a_queue_that_does_not_say_what_runs_it(job_api: InMemoryApi, tmp_path: Path) -> None:
+    code = tmp_path / "based"
+    code.mkdir()
+    (code / "run.py").write_text("")
+    create_job(str(code), "code", name="based", entrypoint="python run.py", base_image="a:1", api=job_api)
+    job_api.create_run_queue("bare", "slurm")
+    job_api.create_run_queue("later", "slurm", config={"container": "${engine}"})
+
+    asks: list[dict[str, Any]] = [{"docker_image": "a:1"}, {"job": "based"}]
+    for asked in asks:
+        with pytest.raises(
+            SpecError, match=r"what runs the image 'a:1'.*Its owner sets resource_args\.slurm\.container"
+        ):
+            launch_add(queue_name="bare", **asked)
+        assert launch_add(queue_name="later", **asked).queue_name == "later"
+    assert all(item.work_pool_name == "later" for item in items(job_api))
