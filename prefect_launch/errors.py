@@ -109,6 +109,10 @@ class NoRoomError(UnreachableError):
     """
 
 
+class RunLostError(InfrastructureError):
+    """What an item was to run in is gone before it ran: a retry rule sees that it is lost."""
+
+
 class ImagePullError(InfrastructureError, LaunchDockerError):
     """An image could not be pulled from its registry."""
 

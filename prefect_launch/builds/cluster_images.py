@@ -14,7 +14,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from pathlib import Path
 from typing import ClassVar, Final
 from uuid import uuid4
@@ -27,6 +27,7 @@ from prefect_launch.builds.builder import BuildOutput, BuildPlace, ImageBuild, L
 from prefect_launch.builds.full_disks import explaining_full_disks
 from prefect_launch.builds.settings import BuilderSettings, ClusterSettings
 from prefect_launch.core.backoff import Backoff
+from prefect_launch.core.cancellation import ended
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.units import format_duration
 from prefect_launch.environments.pip_config import PipAccess, read_pip_access
@@ -35,6 +36,7 @@ from prefect_launch.errors import (
     ImagePullError,
     InfrastructureError,
     LaunchError,
+    RunLostError,
     SpecError,
     UnreachableError,
     clause,
@@ -291,10 +293,7 @@ class _ClusterBuild:
         try:
             _, is_read = await asyncio.gather(waiting, copying)
         finally:
-            waiting.cancel()
-            copying.cancel()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait({waiting, copying})
+            await ended(waiting, copying)
         end = await self._end_of(handle, log)
         if is_read and not output.lines:  # It had ended before its pod was seen.
             await self._copy_log(handle, output, log)
@@ -308,7 +307,8 @@ class _ClusterBuild:
                 log(f"The build waits in the cluster: {reason}\n")
 
         try:
-            await self._runner.wait_running(str(handle), on_wait)
+            with suppress(RunLostError):  # `_end_of` says how it ended.
+                await self._runner.wait_running(str(handle), on_wait)
         except (ImagePullError, SpecError) as error:
             raise AgentConfigError(
                 f"The build in the cluster cannot start: {clause(error)}. Correct builder.kubernetes: its image, its"

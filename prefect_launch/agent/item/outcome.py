@@ -25,6 +25,7 @@ from prefect_launch.errors import (
     LaunchError,
     OperatorError,
     QueueError,
+    RunLostError,
     SubmitterError,
 )
 from prefect_launch.runners.base import ExitStatus, Phase
@@ -113,10 +114,11 @@ def outcome_of_error(error: BaseException, phase: Phase) -> Outcome:
     text = str(error) if isinstance(error, LaunchError) else f"{type(error).__name__}: {error}"
     if full:
         text = f"No space left on device: {_sentence(text)} {DISK_FULL_STEP}"
+    cause = Cause.LOST if isinstance(error, RunLostError) else Cause.CRASHED
     return Outcome(
         state=ItemState.CRASHED if fault else ItemState.FAILED,
         message=f"[{phase.value}] {_sentence(text)}",
-        cause=Cause.CRASHED if fault else None,
+        cause=cause if fault else None,
     )
 
 

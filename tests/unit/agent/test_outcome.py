@@ -19,6 +19,7 @@ from prefect_launch.errors import (
     InputError,
     InternalError,
     QueueError,
+    RunLostError,
     SpecError,
     UnsafeSpecError,
 )
@@ -120,6 +121,11 @@ def test_error_before_the_start_fails_who_asked_or_crashes_for_the_machine(error
 @pytest.mark.parametrize("phase", list(Phase))
 def test_error_says_the_phase_and_the_reason(phase: Phase) -> None:
     assert outcome_of_error(SpecError("no such thing"), phase).message == f"[{phase.value}] No such thing"
+
+
+def test_run_that_is_gone_before_it_ran_is_retried_as_a_lost_one() -> None:
+    found = outcome_of_error(RunLostError("it was deleted"), Phase.RUN)
+    assert (found.state, found.cause) == (ItemState.CRASHED, Cause.LOST)
 
 
 def test_error_that_is_none_of_ours_is_named() -> None:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from prefect_launch.errors import RunLostError
 from prefect_launch.runners.base import ExitStatus, Labels
 from prefect_launch.runners.remote.jobs import RemoteState, RemoteStatus
 from prefect_launch.runners.remote.kubernetes.client import Object
@@ -93,7 +94,9 @@ def status_of_run(
         # Its pods, or its object, are still on their way out.
         state = RemoteState.RUNNING if status.state is RemoteState.RUNNING else RemoteState.PENDING
         return RemoteStatus(state=state, reason=f"the {kind.kind} is being deleted")
-    return RemoteStatus(state=RemoteState.ENDED, exit=_end_of_deleted(job, kind, ended, is_stopped))
+    end = _end_of_deleted(job, kind, ended, is_stopped)
+    never_ran = not is_stopped and not any(has_started(pod) for pod in known)
+    return RemoteStatus(state=RemoteState.ENDED, exit=end, refusal=RunLostError(end.describe()) if never_ran else None)
 
 
 def _end_of_deleted(job: Object, kind: ObjectKind, pods: Sequence[Object], is_stopped: bool) -> ExitStatus:

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from prefect_launch.core.states import TERMINAL, StateType
+from prefect_launch.errors import clause
 from prefect_launch.runners.base import NEVER_STARTED, ExitStatus, signal_of
 from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState, RemoteStatus
 from prefect_launch.runners.remote.prefect.wrapper import HEARTBEAT_LABEL
@@ -94,8 +95,9 @@ def exit_of(child: Item) -> ExitStatus:
 def _without_wrapper(child: Item) -> str:
     where = f"the work pool {child.work_pool_name!r}" if child.work_pool_name else "a work pool that is gone"
     if child.state_type is StateType.CANCELLED:
-        why = (child.message or "").rstrip(".")
-        return f"its flow run {child.id} in {where} was cancelled" + (f": {why}" if why else "")
+        return f"its flow run {child.id} in {where} was cancelled" + (
+            f": {clause(child.message)}" if child.message else ""
+        )
     told = f": {child.message}" if child.message else ", and nothing was said of the reason"
     return f"its flow run {child.id} in {where} is {child.state_name}{told}"
 

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from prefect_launch.errors import AgentConfigError, LaunchError, NoRoomError, SpecError, UnreachableError
+from prefect_launch.errors import AgentConfigError, LaunchError, NoRoomError, RunLostError, SpecError, UnreachableError
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
 from tests.support.kubernetes_api import KubernetesApi
 from tests.support.kubernetes_pods import JOBS, JobPods
@@ -229,6 +229,20 @@ async def test_pod_that_waits_tells_why(server: KubernetesApi, runner: Kubernete
         assert "Insufficient nvidia.com/gpu" in await told.get()
         pods.run()
         await waiting
+
+
+async def test_job_that_is_deleted_while_it_waits_is_lost_and_is_not_said_to_run(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path
+) -> None:
+    plan, told = plan_in(tmp_path), asyncio.Queue[str]()
+    handle, pods = await started(runner, server, plan)
+    pods.cannot_be_scheduled()
+    waiting = asyncio.create_task(runner.wait_running(handle, told.put))
+    with anyio.fail_after(LIMIT_SECONDS):
+        await told.get()
+        server.store.delete(JOBS, "default", plan.name)
+        with pytest.raises(RunLostError, match=f"somebody else deleted the Job '{plan.name}'"):
+            await waiting
 
 
 async def test_stop_is_proved_by_the_end_of_the_pods_and_not_by_that_of_the_job(
