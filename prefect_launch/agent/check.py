@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prefect_launch.agent.open_files import open_files_missing
 from prefect_launch.core.file_lock import locked_if_free
-from prefect_launch.core.units import format_size
+from prefect_launch.core.units import counted, format_size
 from prefect_launch.errors import LaunchError
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.registries.client import RemoteRegistries
@@ -82,10 +82,8 @@ async def check_agent(
         add("server", _bad("reachable", str(error)))
     add("home", *await anyio.to_thread.run_sync(_home, config.home))
     missing = open_files_missing(config)
-    add(
-        "machine",
-        _bad("open files", missing) if missing else _good("open files", f"enough for {config.max_jobs:g} jobs"),
-    )
+    enough = f"enough for {counted(config.max_jobs, 'job')}"
+    add("machine", _bad("open files", missing) if missing else _good("open files", enough))
     if config.builder.builds_in_cluster:
         add("builder", *await _builder(config))
     if config.builder.destination is not None:

@@ -8,6 +8,7 @@ import resource
 from contextlib import suppress
 from typing import Final
 
+from prefect_launch.core.units import counted
 from prefect_launch.settings.agent_config import AgentConfig
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,8 @@ def open_files_missing(config: AgentConfig) -> str:
     if hard == resource.RLIM_INFINITY or hard >= needed:
         return ""
     return (
-        f"A process may have {hard} files open here, and {config.max_jobs:g} jobs at a time need {needed}. Raise the"
+        f"A process may have {hard} files open here, and needs {needed} for"
+        f" {counted(config.max_jobs, 'job')} at a time. Raise the"
         " limit (ulimit -Hn, or LimitNOFILE= of the agent's unit), or lower max_jobs."
     )
 

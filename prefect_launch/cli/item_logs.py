@@ -73,9 +73,8 @@ def logs(
         tail.write_new()
     if tail.is_empty:
         item = run.item
-        why = f": {printable(item.message)}" if item.message else "."
         what = "The log is empty." if start is None else f"The log has no record since {at(start)}."
-        typer.echo(f"{what} The item is {state_of(item)}{why}", err=True)
+        typer.echo(f"{what} {printable(_state_in_words(item))}", err=True)
 
 
 def _fields(record: LogRecord) -> dict[str, Any]:
@@ -153,8 +152,14 @@ class _Waits:
             waiting = self._run.why_waiting()
             words = "" if waiting is None else f"The item waits: {waiting.reason}"
         else:
-            words = f"The item is {state_of(item)}{f': {item.message}' if item.message else '.'}"
+            words = _state_in_words(item)
         if words == self._told:
             return ""
         self._told = words
         return words
+
+
+def _state_in_words(item: Item) -> str:
+    state = state_of(item)
+    said = state if state in ("failed", "crashed") else f"is {state}"
+    return f"The item {said}: {item.message}" if item.message else f"The item {said}."

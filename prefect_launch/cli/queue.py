@@ -234,6 +234,7 @@ def delete(
     ] = False,
 ) -> None:
     """Delete a queue with its waiting items and deployments; running items continue."""
+    from prefect_launch.core.units import counted
     from prefect_launch.errors import QueueError
 
     api = connected()
@@ -242,11 +243,11 @@ def delete(
     if waiting and not yes:
         if not sys.stdin.isatty():
             raise QueueError(
-                f"The queue {name!r} has {_items(waiting)} waiting, which would be deleted with it. Confirm with --yes."
+                f"The queue {name!r} has {counted(waiting, 'item')} waiting, to be deleted with it. Confirm with --yes."
             )
-        typer.confirm(f"Delete the queue {name} with {_items(waiting)} that wait?", abort=True)
+        typer.confirm(f"Delete the queue {name} with {counted(waiting, 'item')} waiting?", abort=True)
     deleted = queue.delete()
-    typer.echo(f"The queue {name} is deleted, with {_items(deleted)} that waited.")
+    typer.echo(f"The queue {name} is deleted, with {counted(deleted, 'item')} that waited.")
 
 
 def _impossible(seconds: float | None) -> str:
@@ -269,10 +270,6 @@ def _limits(given: list[str]) -> dict[str, str]:
         if not equals or not name or not most:
             raise QueueError(f"Invalid --limit {name + equals + most!r}: write OPTION=MAX, such as memory=16g.")
     return {name: most for name, _, most in pairs}
-
-
-def _items(count: int) -> str:
-    return f"{count} item" if count == 1 else f"{count} items"
 
 
 def _activity(api: Api, queue: RunQueue) -> QueueActivity:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from prefect_launch.core.units import format_size, parse_size
+from prefect_launch.core.units import counted, format_size, parse_size
 from prefect_launch.inputs.outputs import OUTPUTS_FILE as OUTPUTS_FILE
 
 #: What is nested in more folders is not kept: few programs can read or remove it.
@@ -70,7 +70,7 @@ class OutputLimits(BaseModel):
     def describe(self) -> str:
         """Say them in words; an empty text when there are none."""
         amount = None if self.max_bytes is None else format_size(self.max_bytes)
-        count = None if self.max_files is None else f"{self.max_files:,} files"
+        count = None if self.max_files is None else counted(self.max_files, "file")
         return " and ".join(filter(None, (amount, count)))
 
 
@@ -131,7 +131,7 @@ class Selection:
         """Whether a regular file is kept; it is counted then, else named as left out."""
         most_bytes, most_files = self._limits.max_bytes, self._limits.max_files
         if most_files is not None and self._files >= most_files:
-            self.leave_out(name, f"{most_files:,} files are kept already", over_limit=True)
+            self.leave_out(name, f"it is over the limit of {counted(most_files, 'file')}", over_limit=True)
         elif most_bytes is not None and self._bytes + size > most_bytes:
             kept = f", and {format_size(self._bytes)} are kept already" if self._bytes else ""
             self.leave_out(name, f"it has {format_size(size)}{kept}", over_limit=True)

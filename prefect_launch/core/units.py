@@ -1,4 +1,4 @@
-"""Durations, sizes and points in time, as people write and read them.
+"""Durations, sizes, counts and points in time, as people write and read them.
 
 A time always names its zone: UTC where readers sit anywhere (the server's messages, a log), this machine's zone where
 its user reads it.
@@ -100,6 +100,15 @@ def format_size(amount: int) -> str:
             break
         value /= 1024
     return f"{value:.0f} {unit}" if unit == _NAMED[0] else f"{value:.1f} {unit}"
+
+
+# --- counts ---
+
+
+def counted(count: float, thing: str) -> str:
+    """Return a number of things, such as `1 node` or `1,200 nodes`."""
+    number = f"{count:,g}" if isinstance(count, float) else f"{count:,}"
+    return f"{number} {thing}" if count == 1 else f"{number} {thing}s"
 
 
 # --- points in time ---

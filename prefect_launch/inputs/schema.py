@@ -169,7 +169,8 @@ def _describe(error: Any) -> str:
 
 def _shown(error: Any) -> str:
     if isinstance(error.instance, (dict, list)):
-        return f"a {'mapping' if isinstance(error.instance, dict) else 'list'} of {len(error.instance)} items"
+        count = len(error.instance)
+        return f"a {'mapping' if isinstance(error.instance, dict) else 'list'} of {count} item{'s' * (count != 1)}"
     if isinstance(error.schema, dict) and _is_secret(error.schema):
         return "a secret value"
     text = repr(error.instance)

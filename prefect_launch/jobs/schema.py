@@ -162,12 +162,12 @@ _RULES = {
     "exclusiveMinimum": "it must be greater than {limit}",
     "exclusiveMaximum": "it must be less than {limit}",
     "multipleOf": "it must be a multiple of {limit}",
-    "minLength": "it must have at least {limit} characters",
-    "maxLength": "it must have at most {limit} characters",
+    "minLength": "it must have {limit} or more characters",
+    "maxLength": "it must have {limit} or fewer characters",
     "pattern": "it must match the pattern {limit!r}",
     "format": "it must be a {limit}",
-    "minItems": "it must have at least {limit} items",
-    "maxItems": "it must have at most {limit} items",
+    "minItems": "it must have {limit} or more items",
+    "maxItems": "it must have {limit} or fewer items",
     "uniqueItems": "its items must differ",
 }
 

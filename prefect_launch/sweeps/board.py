@@ -174,7 +174,7 @@ class SweepBoard:
 
 def _draw_table(report: SweepReport) -> tuple[str, str]:
     table = trial_table(report.trials, report.config, max_rows=MAX_ROWS)
-    more = f" {table.left_out:,} more are not in this table." if table.left_out else ""
+    more = f" Not in this table: {table.left_out:,} more." if table.left_out else ""
     return table_artifact(table), f"Trials: {counts_in_words(report.trials)}; the best first.{more}"
 
 

@@ -14,6 +14,7 @@ from uuid import UUID
 from prefect_launch.core.html_page import Html, html_page, html_rows
 from prefect_launch.core.metrics import format_number
 from prefect_launch.core.svg import escaped, markdown_code, markdown_image, shortened
+from prefect_launch.core.units import counted
 from prefect_launch.core.validation import clean_text
 from prefect_launch.inputs.metrics import written_number
 from prefect_launch.sweeps.charts import history_svg, importance_svg, parallel_svg
@@ -191,7 +192,7 @@ class SweepReport:
             ]
             for row in table.rows
         ]
-        more = f"\n\n{table.left_out:,} more are in the table of the sweep, or in `prefect-launch sweep show`."
+        more = f"\n\nIn the table of the sweep, and in `prefect-launch sweep show`: {table.left_out:,} more."
         return _rows(headings, rows) + (more if table.left_out else "")
 
     def _markdown_failures(self, link: Link) -> str:
@@ -203,7 +204,7 @@ class SweepReport:
                 [f"{len(failure.trials):,}", markdown_code(shortened(failure.cause, _CAUSE_CHARS)), named + more]
             )
         left = len(self.failures) - _MAX_CAUSES
-        return _rows(("Trials", "Cause", "Such as"), rows) + (f"\n\n{left:,} more causes." if left > 0 else "")
+        return _rows(("Trials", "Cause", "Such as"), rows) + (f"\n\n{counted(left, 'more cause')}." if left > 0 else "")
 
     # --- HTML ---
 
@@ -227,7 +228,7 @@ class SweepReport:
             parts += ["<h2>Failures</h2>", html_rows(("Trials", "Cause", "Which"), rows)]
         table = trial_table(self.trials, self.config, max_rows=_HTML_ROWS)
         trials = [[Html(self._html_link(row.trial.number, link)), *row.cells[1:]] for row in table.rows]
-        more = f"<p>{table.left_out:,} more trials are not in this table.</p>" if table.left_out else ""
+        more = f"<p>Not in this table: {counted(table.left_out, 'more trial')}.</p>" if table.left_out else ""
         parts += ["<h2>Trials</h2>", html_rows(table.headings, trials, sortable=True), more]
         return html_page(f"Sweep {self.name}", parts)
 

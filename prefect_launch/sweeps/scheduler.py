@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any, Final
 
 from prefect_launch.core.metrics import format_number
-from prefect_launch.core.units import format_duration
+from prefect_launch.core.units import counted, format_duration
 from prefect_launch.sweeps.config import Metric, SweepConfig
 from prefect_launch.sweeps.failures import failures_by_cause
 from prefect_launch.sweeps.history import History, Trial, TrialState
@@ -190,9 +190,8 @@ def _succeeded(history: History) -> bool:
 
 
 def _commonest_cause(failed: list[Trial]) -> str:
-    number = f"{len(failed)} trials" if len(failed) > 1 else "1 trial"
     commonest = failures_by_cause(failed)[0]
-    return f"{number} failed; the commonest cause ({len(commonest.trials)}): {commonest.cause}"
+    return f"{counted(len(failed), 'trial')} failed; the commonest cause ({len(commonest.trials)}): {commonest.cause}"
 
 
 # --- what is queued and stopped meanwhile ---

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from prefect_launch.core.metrics import format_number
+from prefect_launch.core.units import counted
 from prefect_launch.sweeps.config import SweepConfig
 from prefect_launch.sweeps.history import Trial, TrialState
 from prefect_launch.sweeps.trial_items import SweepTrials
@@ -35,8 +36,8 @@ class TrialLog:
         """
         now = {trial.number: replace(trial, steps=()) for trial in trials.history.trials}
         if self._shown is None and now:
-            counted = ", ".join(f"{count} {state.value}" for state, count in trials.counts.items())
-            self._report(f"The sweep has {len(now)} trials: {counted}.")
+            states = ", ".join(f"{count} {state.value}" for state, count in trials.counts.items())
+            self._report(f"The sweep has {counted(len(now), 'trial')}: {states}.")
         elif self._shown is not None:
             for number, trial in now.items():
                 was = self._shown.get(number)

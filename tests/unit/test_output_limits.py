@@ -60,7 +60,7 @@ def test_file_that_does_not_fit_is_left_out_and_smaller_ones_after_it_are_kept()
     assert taken == [True, False, True, True, False]
     assert selection.left_out.named == (
         "b: it has 2.0 KiB, and 1000 B are kept already",
-        "e: 3 files are kept already",
+        "e: it is over the limit of 3 files",
     )
 
 
@@ -74,7 +74,7 @@ def test_what_is_left_out_is_reported_in_a_few_lines_however_much_it_is() -> Non
     lines = told.splitlines()
     assert len(lines) == 23
     assert lines[0] == "1,000 of the run's outputs are not kept:"
-    assert lines[1] == "  file-0\ufffd\ufffd[31m?: 0 files are kept already"
+    assert lines[1] == "  file-0\ufffd\ufffd[31m?: it is over the limit of 0 files"
     assert lines[-2] == "  and 980 more"
     assert lines[-1].startswith("At most 1.0 GiB and 0 files are kept of a run")
     links = LeftOut(count=1, named=("x: it is a link",))

@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 import prefect_launch
-from prefect_launch.core.units import format_duration, local_minute, local_time, parse_duration, utc_minute, utc_time
+from prefect_launch.core.units import (
+    counted,
+    format_duration,
+    local_minute,
+    local_time,
+    parse_duration,
+    utc_minute,
+    utc_time,
+)
 from prefect_launch.errors import SpecError
 from prefect_launch.spec.launch_spec import parse_spec
 
@@ -27,6 +35,13 @@ from prefect_launch.spec.launch_spec import parse_spec
 )
 def test_duration_is_read_in_every_usual_spelling(written: Any, seconds: float) -> None:
     assert parse_duration(written) == seconds
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 nodes"), (1, "1 node"), (1.0, "1 node"), (1.5, "1.5 nodes"), (1200, "1,200 nodes")]
+)
+def test_one_thing_is_told_in_the_singular(count: float, said: str) -> None:
+    assert counted(count, "node") == said
 
 
 @pytest.mark.parametrize("written", [None, ""])

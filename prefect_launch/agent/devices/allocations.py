@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prefect_launch.core.units import parse_size
+from prefect_launch.core.units import counted, parse_size
 from prefect_launch.errors import SpecError
 from prefect_launch.runners import option_values as values
 from prefect_launch.runners.option_values import GpuRequest, read_gpus
@@ -39,7 +39,7 @@ class DeviceRequest(BaseModel):
 
     def __str__(self) -> str:
         parts = [] if self.gpus.is_none else [str(self.gpus)]
-        parts += [f"{self.cpus:g} CPUs"] if self.cpus else []
+        parts += [counted(self.cpus, "CPU")] if self.cpus else []
         parts += [in_gib(self.memory)] if self.memory else []
         return ", ".join(parts) or "nothing"
 
@@ -225,7 +225,7 @@ class Allocations(BaseModel):
             if request.gpus.count > len(gpus) or (request.gpus.all and not gpus):
                 return f"It asks for {request.gpus}, and {has}."
         if self.capacity.cpus is not None and request.cpus > self.capacity.cpus + _EPSILON:
-            return f"It asks for {request.cpus:g} CPUs, and this agent has {self.capacity.cpus:g}."
+            return f"It asks for {counted(request.cpus, 'CPU')}, and this agent has {self.capacity.cpus:g}."
         if self.capacity.memory is not None and request.memory > self.capacity.memory:
             return f"It asks for {in_gib(request.memory)}, and this agent has {in_gib(self.capacity.memory)}."
         return ""

@@ -27,7 +27,7 @@ from prefect_launch.agent.item.ownership import identity_of, plan_of
 from prefect_launch.core.cancellation import finished
 from prefect_launch.core.disk_cache import FRESH_SECONDS, EvictionReport, LRUCache
 from prefect_launch.core.file_lock import locked_if_free
-from prefect_launch.core.units import format_size
+from prefect_launch.core.units import counted, format_size
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.base import Found, Labels, Runner, RunPlan, RunState
 from prefect_launch.runners.process.process_index import ProcessIndex
@@ -162,7 +162,7 @@ class Report(BaseModel):
 
     def describe(self) -> str:
         """Say what went, in one line."""
-        parts = [f"{len(self.finished)} finished runs"] if self.finished else []
+        parts = [counted(len(self.finished), "finished run")] if self.finished else []
         parts += [
             f"{len(one.evicted)} {one.cache} ({format_size(one.evicted_bytes)})" for one in self.caches if one.evicted
         ]

@@ -21,7 +21,7 @@ from prefect_launch.core.masking import Mask
 from prefect_launch.core.metric_lines import from_first_whole_line, without_metrics
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.terminal import printable
-from prefect_launch.core.units import utc_time
+from prefect_launch.core.units import counted, utc_time
 from prefect_launch.core.validation import clean_text
 from prefect_launch.errors import LaunchError
 from prefect_launch.planning.image_pinning import digest_in
@@ -79,7 +79,7 @@ class FailureReport(BaseModel):
             f"| | |\n|---|---|\n{rows}".rstrip(),
         ]
         if self.last_lines:
-            parts += [f"### Last {len(self.last_lines)} lines of its log", _fenced(self.last_lines)]
+            parts += [f"### The end of its log, {counted(len(self.last_lines), 'line')}", _fenced(self.last_lines)]
         return clean_text("\n\n".join(parts) + "\n")
 
 

@@ -52,7 +52,7 @@ def test_agent_raises_its_limit_of_open_files_and_says_when_that_is_too_low(
     limits = limited(monkeypatch, soft, hard)
     raise_open_files_limit(config(tmp_path, 500))
     assert limits.now == (raised, hard)
-    assert ("500 jobs at a time need 2256" in caplog.text) is is_told
+    assert ("needs 2256 for 500 jobs at a time" in caplog.text) is is_told
 
 
 @pytest.mark.parametrize(("max_jobs", "is_missing"), [(1, False), (500, True), (-1, True)])

@@ -192,7 +192,7 @@ async def test_narrower_limit_of_the_queue_holds(bench: Bench) -> None:
 
     await bench.agent().loop(until_empty=True)
 
-    assert "small.txt: 1 files are kept already" in await bench.log(item)
+    assert "small.txt: it is over the limit of 1 file" in await bench.log(item)
 
 
 async def test_what_is_left_out_is_reported_once_though_two_agents_keep_the_outputs(bench: Bench) -> None:

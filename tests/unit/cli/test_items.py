@@ -296,7 +296,7 @@ def test_empty_log_says_what_became_of_its_item(api: InMemoryApi, command: Comma
     assert "The log is empty. The item is queued" in command("item", "logs", "broken").output
     for state in (ItemState.CLAIMED, ItemState.FAILED):
         propose(api, run, State.of(state, "[build] no such package"))
-    assert "The log is empty. The item is failed: [build] no such package" in command("item", "logs", "broken").output
+    assert "The log is empty. The item failed: [build] no such package" in command("item", "logs", "broken").output
 
 
 async def _write_logs(item_id: UUID, records: list[LogRecord], session: Session) -> None:

@@ -128,7 +128,7 @@ def test_schema_may_be_a_file(launched: Launch, job_dir: Path) -> None:
         ({"seed": 1, "trainer": {}}, r"'steps' is a required property at 'trainer'"),
         ({"seed": 1}, "'trainer' is a required property"),
         ({"seed": True, "trainer": {"steps": 1}}, "'seed' is True"),
-        ({"seed": 1, "trainer": [1]}, "'trainer' is a list of 1 items"),
+        ({"seed": 1, "trainer": [1]}, "'trainer' is a list of 1 item"),
         ({"seed": "y" * 500, "trainer": {"steps": 1}}, "'seed' is 'y{79}…"),
     ],
 )

@@ -71,7 +71,7 @@ async def test_results_are_kept_before_all_other_files(store: StoredFiles, folde
     kept = await put_outputs(store, ITEM, 1, folder, limits=OutputLimits(max_files=2))
 
     assert kept.paths == ("a.txt", "outputs.json")
-    assert kept.left_out.named == ("z.txt: 2 files are kept already",)
+    assert kept.left_out.named == ("z.txt: it is over the limit of 2 files",)
 
 
 async def test_log_of_the_agent_is_kept_beside_outputs_that_are_all_too_many(
@@ -87,7 +87,7 @@ async def test_log_of_the_agent_is_kept_beside_outputs_that_are_all_too_many(
     assert kept.paths == ("job.log",)
     assert (tmp_path / "store" / "outputs" / ITEM / "1" / "job.log").read_text() == "log\n"
     assert kept.left_out.named == (
-        "a.txt: 0 files are kept already",
+        "a.txt: it is over the limit of 0 files",
         "job.log: the run's log is kept under this name",
     )
 

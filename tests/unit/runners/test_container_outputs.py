@@ -75,7 +75,7 @@ async def test_what_does_not_fit_is_left_out_and_the_results_come_first(target: 
     left_out = await collect_outputs(engine, "c", target, OutputLimits(max_bytes=2048, max_files=2))
 
     assert found(target) == ["b.bin", "outputs.json"]
-    assert left_out.named == ("a.bin: it has 2.9 KiB, and 2 B are kept already", "z: 2 files are kept already")
+    assert left_out.named == ("a.bin: it has 2.9 KiB, and 2 B are kept already", "z: it is over the limit of 2 files")
 
 
 async def test_links_pipes_devices_and_what_leads_out_of_the_folder_are_left_out(target: Path) -> None:

@@ -75,7 +75,7 @@ def test_markdown_tells_state_best_trial_charts_trials_and_failures_with_links()
     assert f"| 8 | `exit code 3` | [12](/runs/flow-run/{twelfth}), [13](" in text
     assert "| 1 | `no memory` |" in text
     assert text.index("exit code 3") < text.index("no memory"), "the commonest cause first"
-    assert "11 more are in the table of the sweep" in text
+    assert "`prefect-launch sweep show`: 11 more." in text
 
 
 def test_markdown_of_a_sweep_without_trials_or_without_a_metric_is_whole() -> None:

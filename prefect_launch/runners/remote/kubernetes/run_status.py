@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from prefect_launch.errors import RunLostError
-from prefect_launch.runners.base import ExitStatus, Labels
+from prefect_launch.runners.base import NEVER_STARTED, ExitStatus, Labels
 from prefect_launch.runners.remote.jobs import RemoteState, RemoteStatus
 from prefect_launch.runners.remote.kubernetes.client import Object
 from prefect_launch.runners.remote.kubernetes.kinds import CUSTOM_KINDS, JOB, ObjectKind, kind_of
@@ -113,7 +113,8 @@ def _end_of_deleted(job: Object, kind: ObjectKind, pods: Sequence[Object], is_st
 
 def _stopped(end: ExitStatus) -> ExitStatus:
     """Return an end that the runner itself has brought about: nobody else is its cause."""
-    return end.model_copy(update={"stopped": True, "error": None if end.exit_code is not None else "stopped"})
+    why = NEVER_STARTED if end.started_at is None else "its exit code is not known"
+    return end.model_copy(update={"stopped": True, "error": None if end.exit_code is not None else why})
 
 
 def _with_end(pod: Object, is_gone: bool = False) -> Object:

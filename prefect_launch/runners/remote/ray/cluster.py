@@ -18,6 +18,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from prefect_launch.core.supervision import OwnedTasks
+from prefect_launch.core.units import counted
 from prefect_launch.errors import InfrastructureError, LaunchError
 from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState, RunHandle
 from prefect_launch.runners.remote.marked_log import MarkedLog
@@ -109,7 +110,7 @@ class RayCluster:
         """Say which Ray it is, and what it has."""
         version = _object(await self._client.get("/api/version"))
         nodes = await self.nodes()
-        count = "its nodes are not known" if nodes is None else f"{len(nodes.total)} nodes"
+        count = "its nodes are not known" if nodes is None else counted(len(nodes.total), "node")
         return f"Ray {version.get('ray_version', '?')} at {self._client.address}, {count}"
 
     async def aclose(self) -> None:

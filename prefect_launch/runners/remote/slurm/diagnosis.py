@@ -98,7 +98,7 @@ def shared_home(home: Path, mounts: str, elsewhere: set[str]) -> Finding:
         return Finding(
             name="shared home",
             is_ok=False,
-            detail=f"{home} is on {place}, which is {kind} of this machine alone, and {len(elsewhere)} nodes are other"
-            " machines. Set PREFECT_LAUNCH_HOME to a folder that all nodes share.",
+            detail=f"{home} is on {place}, which is {kind} of this machine alone, and there are other nodes"
+            f" ({len(elsewhere)}). Set PREFECT_LAUNCH_HOME to a folder that all nodes share.",
         )
     return Finding(name="shared home", is_ok=True, detail=f"{home} is on {place} ({kind})")

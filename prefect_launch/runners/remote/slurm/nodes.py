@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from prefect_launch.core.units import counted
 from prefect_launch.runners.remote.slurm import options as slurm_options
 from prefect_launch.runners.remote.slurm.commands import run_slurm
 
@@ -65,14 +66,15 @@ def shortage_among(nodes: list[Node], options: Mapping[str, Any]) -> str:
     asked = slurm_options.per_node(options)
     most = Node("", max(n.cpus for n in nodes), max(n.memory_mib for n in nodes), max(n.gpus for n in nodes))
     wanted, _ = slurm_options.tasks_of(options)
+    cpus, gpus = counted(asked.cpus, "CPU"), counted(asked.gpus, "GPU")
     shortages = [
-        *([f"{asked.cpus} CPUs a node, and the largest node has {most.cpus}"] if asked.cpus > most.cpus else []),
+        *([f"{cpus} a node, and the largest node has {most.cpus}"] if asked.cpus > most.cpus else []),
         *(
             [f"{asked.memory_mib} MiB of memory a node, and the largest node has {most.memory_mib}"]
             if asked.memory_mib > most.memory_mib
             else []
         ),
-        *([f"{asked.gpus} GPUs a node, and no node has more than {most.gpus}"] if asked.gpus > most.gpus else []),
-        *([f"{wanted} nodes, and there are {len(nodes)}"] if wanted > len(nodes) else []),
+        *([f"{gpus} a node, and no node has more than {most.gpus}"] if asked.gpus > most.gpus else []),
+        *([f"{counted(wanted, 'node')}, and there are {len(nodes)}"] if wanted > len(nodes) else []),
     ]
     return "; ".join(shortages)
