@@ -23,6 +23,7 @@ from prefect_launch.cli.options import (
 )
 from prefect_launch.errors import SpecError
 from prefect_launch.inputs.config_files import deep_merge
+from prefect_launch.spec.item_outputs import named_outputs, with_values
 from prefect_launch.spec.launch_spec import LaunchSpec
 from prefect_launch.spec.option import SpecField, fields_of, placed
 
@@ -87,7 +88,7 @@ class OwnOptions:
             SpecError: when a value cannot be read.
             NotFoundError: for an unknown job.
         """
-        config = {} if self.config is None else read_mapping(self.config, "--config")
+        config = {} if self.config is None else _with_whole_ids(api, read_mapping(self.config, "--config"))
         given = {}
         for spec_field in _SPEC_FIELDS:
             value = getattr(self, parameter_of(spec_field.path))
@@ -140,7 +141,35 @@ def typed_inputs(api: Api, job: object, given: Sequence[str]) -> dict[str, Any]:
         NotFoundError: for an unknown job.
     """
     schema = api.job(job).schema if isinstance(job, str) and job else None
-    return nested([split_assignment(text, "--set") for text in given], schema)
+    return whole_ids(api, nested([split_assignment(text, "--set") for text in given], schema), schema)
+
+
+def whole_ids(api: Api, inputs: Mapping[str, Any], schema: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return inputs with the whole ids of the items that they name outputs of.
+
+    Args:
+        api: finds the items.
+        inputs: of a run; an item may be named by part of its id, or by its name.
+        schema: of its job's inputs.
+
+    Raises:
+        NotFoundError: when there is no such item.
+        InvalidNameError: when several are meant.
+    """
+    from prefect_launch.cli.item_view import find
+
+    named = named_outputs(inputs, schema)
+    return with_values(inputs, {(*keys, "item"): find(api, str(value["item"])).id for keys, value in named})
+
+
+def _with_whole_ids(api: Api, config: dict[str, Any]) -> dict[str, Any]:
+    overrides: Any = config.get("overrides")
+    inputs = overrides.get("run_config") if isinstance(overrides, Mapping) else None
+    if not isinstance(inputs, Mapping) or not any(named_outputs(inputs, None)):
+        return config  # What is wrong with it, `launch_add` says.
+    job = config.get("job")
+    schema = api.job(job).schema if isinstance(job, str) and job else None
+    return {**config, "overrides": {**overrides, "run_config": whole_ids(api, inputs, schema)}}
 
 
 def typed_variables(api: Api, queue: str, given: Sequence[str]) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from prefect_launch.core.states import ItemState
 from prefect_launch.core.validation import check_json
 from prefect_launch.errors import InternalError, LaunchError, NotFoundError, SpecError
 from prefect_launch.jobs.model import GitJobSource, Job, JobDraft, SourceKind, check_version
-from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.image_pinning import Digests, with_digest
 from prefect_launch.planning.item_options import check_resource, item_macros, merged_options
 from prefect_launch.planning.job_inputs import variables_of_inputs
 from prefect_launch.planning.override_checks import check_overrides, overrides_code
-from prefect_launch.planning.plan import build_request, default_resource
-from prefect_launch.planning.refused_fields import locked_parts, refuse_unread
+from prefect_launch.planning.plan import build_request, default_resource, with_checked_inputs
+from prefect_launch.planning.refused_fields import locked_parts, outputs_named_by, refuse_unread
 from prefect_launch.policy.submitter_options import merge_resource_args
+from prefect_launch.queues.item_outputs import find_outputs
 from prefect_launch.queues.options import QueueOptions, make_config
 from prefect_launch.queues.pool import DEFAULT_QUEUE, create_queue
 from prefect_launch.queues.session import QUEUE_LABEL, CachedQueue, Session
@@ -31,6 +31,7 @@ from prefect_launch.runners.registry import runner_class
 from prefect_launch.server.values import Item, ItemDraft, State
 from prefect_launch.sources.notebook import notebook_in
 from prefect_launch.spec.code_options import parse_image
+from prefect_launch.spec.item_outputs import with_values
 from prefect_launch.spec.item_parameters import labels_of, run_id_of, tags_of
 from prefect_launch.spec.launch_spec import GitSource, LaunchSpec
 from prefect_launch.spec.option_names import ENV, normalise_options
@@ -136,6 +137,8 @@ def with_job(spec: LaunchSpec, job: Job) -> LaunchSpec:
 
 _logger = get_logger("launch.enqueue")
 
+#: Where the outputs of other items seem to be as long as no agent has a folder for them.
+_UNPLACED: Final = "/launch/inputs"
 #: Of `docker`: what is there when a digest was looked up.
 _LOOKED_UP: Final = frozenset({"pin", "digest", "resolved"})
 
@@ -210,6 +213,8 @@ async def check_item(
     draft = draft_item(api, queue, spec, named.job)
     await check_named_on_server(session, queue, spec)
     await named.check_overrides(spec, session.jobs, queue.config.resource, queue.config.resource_args)
+    for wanted in set(outputs_named_by(spec, named.job).values()):
+        await find_outputs(session, wanted)
     return CheckedItem(api, queue, spec, named, named.job, draft)
 
 
@@ -285,7 +290,7 @@ def draft_item(api: Api, queue: CachedQueue, spec: LaunchSpec, job: Job | None) 
     _check_resource(spec, queue, job)
     refuse_unread(spec, job, runner_class(queue.config.resource))
     full = _completed(api, spec, job)
-    _check_options(full, queue, job)
+    _check_options(with_checked_inputs(full, job, _UNPLACED), queue, job)
     dumped = full.dump()
     check_json(dumped)  # A spec that was made as an object comes unchecked.
     parameters = {key: value for key, value in dumped.items() if key not in ("template_variables", "priority")}
@@ -350,8 +355,10 @@ def _completed(api: Api, spec: LaunchSpec, job: Job | None) -> LaunchSpec:
     if job is None:
         return spec.model_copy(update=changes)
     if job.schema:
-        inputs = check_inputs(job.schema, spec.overrides.run_config)
-        changes["overrides"] = spec.overrides.model_copy(update={"run_config": inputs})
+        checked = with_checked_inputs(spec, job, _UNPLACED).overrides.run_config
+        # What is kept of the item says from where such an input comes.
+        named = {keys: one.model_dump() for keys, one in outputs_named_by(spec, job).items()}
+        changes["overrides"] = spec.overrides.model_copy(update={"run_config": with_values(checked, named)})
     return with_job(spec.model_copy(update=changes), job)
 
 

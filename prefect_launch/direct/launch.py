@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
 from prefect_launch.agent.item.image_build import build_with_log
+from prefect_launch.agent.item.inputs import fetch_inputs
 from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.metrics import MetricsCollector
 from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_outputs, publish_outputs
@@ -330,6 +331,7 @@ async def _plan(session: Session, spec: LaunchSpec, job: Job | None, item_id: st
     request, machine = _request(spec, job, item_id, attempt), _machine_settings()
     plan = await make_plan(request, machine, session.jobs, session.read_secret)
     await copy_previous_outputs(session, plan, machine)
+    await fetch_inputs(session, plan)
     return request.config.resource, plan
 
 

@@ -34,7 +34,7 @@ from prefect_launch.planning.item_options import (
 )
 from prefect_launch.planning.job_inputs import arguments_of_inputs, variables_of_inputs
 from prefect_launch.planning.override_checks import check_overrides, list_folder, overrides_code
-from prefect_launch.planning.refused_fields import refuse_unread, refuse_unread_here, secured
+from prefect_launch.planning.refused_fields import outputs_named_by, refuse_unread, refuse_unread_here, secured
 from prefect_launch.policy.limits import time_limit
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.runners.base import PLAN_FILE, HostFolder, Labels, RunPlan, note_claim
@@ -43,6 +43,7 @@ from prefect_launch.server.secrets import ReadSecret, name_secret, read_secrets,
 from prefect_launch.settings.agent_config import MachineSettings
 from prefect_launch.sources.fetch import fetch_code
 from prefect_launch.spec.code_options import BuildRequest, parse_image, runtime_of
+from prefect_launch.spec.item_outputs import placed_inputs
 from prefect_launch.spec.launch_spec import LaunchSpec
 
 if TYPE_CHECKING:
@@ -161,8 +162,8 @@ async def _build_plan(request: Request, machine: MachineSettings, job: Job | Non
     if request.queue is None:
         refuse_unread_here(request.spec, job, runner)
     asked = secured(request.spec, pins=request.config.pin) if machine.secure_mode else request.spec
-    spec = _with_inputs(asked, job)
     run_dir = machine.run_dir(request.item_id, request.attempt, request.labels.get(Labels.CLAIM, ""))
+    spec = with_checked_inputs(asked, job, runner.input_dir(run_dir) or "")
     held: dict[str, str] = {}
     marks: dict[str, str] = {}
 
@@ -208,6 +209,7 @@ async def _build_plan(request: Request, machine: MachineSettings, job: Job | Non
         host_folders=folders,
         labels=request.labels,
         output_limits=machine.outputs.within(request.config.outputs),
+        input_files=tuple(dict.fromkeys(outputs_named_by(asked, job).values())),
         keep=(job.document.keep or ()) if job is not None else (),
         secrets=tuple(held),
         secret_marks=marks,
@@ -271,10 +273,20 @@ def build_request(spec: LaunchSpec, job: Job | None) -> BuildRequest | None:
     )
 
 
-def _with_inputs(spec: LaunchSpec, job: Job | None) -> LaunchSpec:
-    if job is None or not job.schema:
-        return spec
-    inputs = check_inputs(job.schema, spec.overrides.run_config)
+def with_checked_inputs(spec: LaunchSpec, job: Job | None, folder: str) -> LaunchSpec:
+    """Return a spec whose inputs are those that the program gets.
+
+    Args:
+        spec: the request.
+        job: its job, whose schema checks them.
+        folder: where the program sees the outputs of other items.
+
+    Raises:
+        InputError: naming the input, and the rule that it breaks.
+    """
+    schema = job.schema if job is not None else None
+    inputs = placed_inputs(spec.overrides.run_config, schema, folder)
+    inputs = check_inputs(schema, inputs) if schema else inputs
     return spec.model_copy(update={"overrides": spec.overrides.model_copy(update={"run_config": inputs})})
 
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from prefect_launch.errors import SpecError, UnsafeSpecError
 from prefect_launch.jobs.model import GitJobSource, SourceKind
+from prefect_launch.spec.item_outputs import ItemOutput, Keys, item_outputs
 from prefect_launch.spec.launch_spec import DockerSource, LaunchSpec
 from prefect_launch.spec.option import fields_of
 from prefect_launch.spec.option_names import normalise_option
@@ -40,6 +42,13 @@ def refuse_unread(spec: LaunchSpec, job: Job | None, runner: type[Runner]) -> No
             f" resource {runner.name!r} does not see. Have its program write to $LAUNCH_OUTPUT_DIR, and create the job"
             " again without keep."
         )
+    outputs = outputs_named_by(spec, job)
+    if outputs and runner.input_dir(Path()) is None:
+        raise SpecError(
+            f"The input {'.'.join(next(iter(outputs)))!r} is a file of another item, which the agent cannot give to a"
+            f" run on the resource {runner.name!r}. Have the program fetch it (QueuedRun.download), or use a queue of"
+            " local processes, containers or Slurm."
+        )
     named = spec.image or (job.image if job else None)
     if not named and (spec.docker.pin is not None or spec.docker.digest):
         raise SpecError(
@@ -58,6 +67,15 @@ def refuse_unread(spec: LaunchSpec, job: Job | None, runner: type[Runner]) -> No
     for key, value in of_build.items():
         if value is not None:
             raise SpecError(f"{key} ({value!r}) is for the image that is built of a job's code; {why}. Leave it out.")
+
+
+def outputs_named_by(spec: LaunchSpec, job: Job | None) -> dict[Keys, ItemOutput]:
+    """Return the outputs of other items that the inputs of a spec name.
+
+    Raises:
+        InputError: when one names no item, or no file in its outputs.
+    """
+    return item_outputs(spec.overrides.run_config, job.schema if job is not None else None)
 
 
 def refuse_unread_at_queue(spec: LaunchSpec, *, build: bool) -> None:

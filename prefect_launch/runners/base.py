@@ -33,6 +33,7 @@ from prefect_launch.registries.base import Registry
 from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.option_values import Amount, Quantity, visible_gpus
 from prefect_launch.spec.code_options import BuildRequest
+from prefect_launch.spec.item_outputs import ItemOutput
 from prefect_launch.spec.metric_pattern import MetricPattern
 from prefect_launch.spec.option_names import normalise_options
 
@@ -91,6 +92,8 @@ def with_default_variables(given: Mapping[str, str], output_dir: str) -> dict[st
 
 # --- the plan ---
 
+#: In a run's folder: what its inputs name of the outputs of other items.
+INPUT_DIR: Final = "inputs"
 #: In a run's folder: the whole output of its job.
 LOG_FILE: Final = "job.log"
 
@@ -178,6 +181,9 @@ class RunPlan(BaseModel):
     )
     labels: dict[str, str] = Field(default_factory=dict)
     output_limits: OutputLimits = Field(default=DEFAULT_OUTPUT_LIMITS, description="How much is kept of its outputs.")
+    input_files: tuple[ItemOutput, ...] = Field(
+        default=(), description="Outputs of other items that are in its input folder before it starts."
+    )
     keep: tuple[str, ...] = Field(
         default=(), description="Patterns of files that go from its code folder to its outputs when they have changed."
     )
@@ -227,6 +233,11 @@ class RunPlan(BaseModel):
     def output_dir(self) -> Path:
         """Where what the job left in `$LAUNCH_OUTPUT_DIR` is found once it has ended."""
         return self.run_dir / "outputs"
+
+    @property
+    def input_dir(self) -> Path:
+        """Where the outputs of other items are that are inputs of the job, on the agent's machine."""
+        return self.run_dir / INPUT_DIR
 
 
 #: Why a run that was stopped has no exit code, as `ExitStatus.error`. Programs of the standard library alone have
@@ -464,6 +475,15 @@ class Runner(ABC):
             options: all that it has; perhaps not all filled in yet.
         """
         return {}
+
+    @classmethod
+    def input_dir(cls, run_dir: Path) -> str | None:
+        """Return where a job sees the outputs of other items that are its inputs; None where it can be given none.
+
+        Args:
+            run_dir: the folder of its run on the agent's machine.
+        """
+        return None
 
     @classmethod
     def own_image(cls, options: Mapping[str, Any]) -> str | None:

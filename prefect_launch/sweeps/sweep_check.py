@@ -12,6 +12,7 @@ import anyio.to_thread
 from prefect_launch.client.item_check import NamedJob, check_item, resolve_source
 from prefect_launch.errors import SpecError
 from prefect_launch.jobs.schema import check_inputs
+from prefect_launch.spec.item_outputs import placed_inputs
 from prefect_launch.sweeps.config import SweepConfig
 from prefect_launch.sweeps.preview import preview_sweep
 from prefect_launch.sweeps.prior_runs import read_prior_runs
@@ -59,4 +60,5 @@ def _check_extremes(config: SweepConfig, schema: Mapping[str, Any] | None) -> No
     """Refuse a sweep that would come to a value which the job's schema refuses, after hours of other trials maybe."""
     own = config.launch.config.get("overrides") or {}
     for params in islice(extreme_points(config.parameters), _CHECKED_POINTS if schema else 0):
-        check_inputs(schema, {**(own.get("run_config") or {}), **params})
+        inputs = {**(own.get("run_config") or {}), **params}
+        check_inputs(schema, placed_inputs(inputs, schema, folder="/"))

@@ -21,7 +21,17 @@ from prefect_launch.agent.devices.gpus import GpuInfo
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import InfrastructureError, UnreachableError
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import TAKEOVER_SECONDS, ExitStatus, Found, Labels, Runner, RunPlan, RunState, nothing
+from prefect_launch.runners.base import (
+    INPUT_DIR,
+    TAKEOVER_SECONDS,
+    ExitStatus,
+    Found,
+    Labels,
+    Runner,
+    RunPlan,
+    RunState,
+    nothing,
+)
 from prefect_launch.runners.code_changes import note_code, with_code_changes
 from prefect_launch.runners.log_streams import Marks
 from prefect_launch.testing.script import Err, Script, ScriptedRun
@@ -102,6 +112,10 @@ class InMemoryRunner(Runner):
         if not self._machine.reachable:
             raise UnreachableError("The machine does not answer. Start it.")
         return self._machine
+
+    @classmethod
+    def input_dir(cls, run_dir: Path) -> str | None:
+        return str(run_dir.absolute() / INPUT_DIR)
 
     async def ping(self) -> None:
         _ = self.machine

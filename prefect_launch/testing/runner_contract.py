@@ -23,6 +23,7 @@ from prefect_launch.runners.base import ExitStatus, Labels, Runner, RunPlan, Run
 from prefect_launch.runners.log_streams import parts
 from prefect_launch.runners.remote.base import RemoteRunner
 from prefect_launch.runners.remote.jobs import RunHandle
+from prefect_launch.spec.item_outputs import ItemOutput
 
 SUCCEED = "exit 0"
 FAIL = "exit 3"
@@ -34,6 +35,7 @@ LOG = "printf 'one\\n'; printf 'two\\n' >&2; printf 'b\\377d, no newline'"
 OUTPUTS = 'mkdir "$LAUNCH_OUTPUT_DIR/deep"; printf \'{"accuracy": 0.9}\' > "$LAUNCH_OUTPUT_DIR/outputs.json";' + (
     ' printf hello > "$LAUNCH_OUTPUT_DIR/deep/file.txt"'
 )
+INPUT = 'cat "$MODEL"; echo changed > "$MODEL"'
 SLEEP = "sleep 60"
 SLEEP_SHORTLY = "sleep 1; echo awake; exit 4"
 TWO_PARTS = "echo before; sleep 1; echo after"
@@ -167,6 +169,18 @@ class RunnerContract:
         assert file.exists() is runner.returns_files
         if runner.returns_files:
             assert file.read_text(encoding="utf-8") == "hello"
+
+    async def test_output_of_another_item_is_read_where_the_resource_shows_it(self, world: World) -> None:
+        runner, plan = world.runner(), world.plan(INPUT)
+        wanted, shown_at = ItemOutput(item=plan.item_id, path="deep/model.pt"), runner.input_dir(plan.run_dir)
+        if shown_at is None:
+            return
+        (plan.input_dir / wanted.place).parent.mkdir(parents=True)
+        (plan.input_dir / wanted.place).write_text("weights\n")
+        given = {"input_files": (wanted,), "env": {**plan.env, "MODEL": f"{shown_at}/{wanted.place}"}}
+        end = await run(runner, plan.model_copy(update=given))
+        assert end.succeeded
+        assert plan.log_path.read_bytes() == b"weights\n"
 
     async def test_program_that_is_not_there_fails_as_in_a_shell(self, world: World) -> None:
         end = await run(world.runner(), world.plan(MISSING))

@@ -18,11 +18,13 @@ from uuid import UUID
 
 from prefect_launch.agent.item.attempt import Attempt, Hook
 from prefect_launch.agent.item.failure_report import is_other_image
+from prefect_launch.agent.item.inputs import fetch_inputs
 from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.metrics import CollectMetrics
 from prefect_launch.agent.item.outcome import Outcome, at_its_limit
 from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_outputs, publish_outputs
 from prefect_launch.agent.log_notes import write_log_note
+from prefect_launch.core.filesystem import remove_tree
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.core.units import format_duration
@@ -87,6 +89,18 @@ class PreviousOutputs(Hook):
     async def prepare(self) -> None:
         context = self.attempt.context
         await copy_previous_outputs(context.session, self.attempt.plan, context.config.machine)
+
+
+class FetchInputs(Hook):
+    """Lays out what the inputs name of the outputs of other items, and removes it at the end."""
+
+    async def prepare(self) -> None:
+        attempt = self.attempt
+        fetch = partial(fetch_inputs, attempt.context.session, attempt.plan)
+        await retry_until_available(f"show the inputs of {attempt.item.id}", fetch)
+
+    async def ended(self) -> None:
+        await asyncio.to_thread(remove_tree, self.attempt.plan.input_dir)
 
 
 class KeepOutputs(Hook):
@@ -240,6 +254,7 @@ async def warn_of_other_image(server: Server, item_id: UUID, plan: RunPlan, imag
 HOOKS: Final[tuple[Callable[[Attempt], Hook], ...]] = (
     AttachDevices,
     PreviousOutputs,
+    FetchInputs,
     WarnOfOtherImage,
     Stopping,
     TellWaitingParts,

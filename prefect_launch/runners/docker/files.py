@@ -39,6 +39,8 @@ from prefect_launch.runners.docker.engine import Engine, TooLargeError
 OUTPUT_DIR = "/launch/outputs"
 #: Where the code of a job is, in an image that is run as it is; as in images that are built.
 CODE_DIR = "/workspace"
+#: Where the outputs of other items are that are inputs of a job.
+INPUTS_PATH = "/launch/inputs"
 #: What is read of an outputs folder beyond its limit: holes, and files that are left out.
 _ZEROS_BYTES = 20 * 1024**3
 _COPY_BYTES = 1024 * 1024
@@ -61,6 +63,14 @@ async def put_outputs_in(engine: Engine, container_id: str, folder: Path) -> Non
         packed.seek(0)
         parent, _ = posixpath.split(OUTPUT_DIR)
         await engine.put_archive(container_id, parent, packed)
+
+
+async def put_inputs_in(engine: Engine, container_id: str, folder: Path) -> None:
+    """Copy the outputs of other items into a container that does not run yet."""
+    with tempfile.TemporaryFile(prefix="launch-inputs-") as packed:
+        await anyio.to_thread.run_sync(lambda: _pack_open(folder, packed, name=INPUTS_PATH.lstrip("/")))
+        packed.seek(0)
+        await engine.put_archive(container_id, "/", packed)
 
 
 async def put_code_in(engine: Engine, container_id: str, folder: Path) -> None:

@@ -41,12 +41,14 @@ from prefect_launch.runners.base import (
 )
 from prefect_launch.runners.docker.engine import Container, Engine, Image, NameTakenError
 from prefect_launch.runners.docker.files import (
+    INPUTS_PATH,
     OUTPUT_DIR,
     collect_outputs,
     empty_folder,
     merge_config_file,
     open_folder_archive,
     put_code_in,
+    put_inputs_in,
     put_outputs_in,
 )
 from prefect_launch.runners.docker.logs import LogCopier
@@ -274,6 +276,10 @@ class LocalContainerRunner(Runner):
         check_together(check_container_options(plan.options))
 
     @classmethod
+    def input_dir(cls, run_dir: Path) -> str | None:
+        return INPUTS_PATH
+
+    @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:
         runs = plan.model_copy(update={"image": plan.resolved_image or plan.image})
         return {"Name": plan.name, **preview_config(runs)}
@@ -432,6 +438,8 @@ class LocalContainerRunner(Runner):
         elif OUTPUT_DIR not in config["Volumes"]:
             folder, name = posixpath.split(OUTPUT_DIR)
             await self._engine.put_archive(container_id, folder, open_folder_archive(name))
+        if plan.input_files:
+            await put_inputs_in(self._engine, container_id, plan.input_dir)
         for path, values in plan.file_overrides.items():
             await merge_config_file(self._engine, container_id, config["WorkingDir"], path, values)
         # A file that is there already can be rewritten without a trace on its folder: then all is fetched.

@@ -28,6 +28,7 @@ from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners import option_values as values
 from prefect_launch.runners.base import (
+    INPUT_DIR,
     NEVER_STARTED,
     TAKEOVER_SECONDS,
     ExitStatus,
@@ -116,6 +117,10 @@ class LocalProcessRunner(Runner):
         check_command(plan, "local-process")
         working_dir(plan)
         self.check_options(plan.options)
+
+    @classmethod
+    def input_dir(cls, run_dir: Path) -> str | None:
+        return str(run_dir.absolute() / INPUT_DIR)
 
     @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:

@@ -65,7 +65,9 @@ def command_of(plan: RunPlan, mounts: Sequence[str] = ()) -> list[str]:
     if plan.image is None:
         return own
     image = plan.resolved_image or plan.image
-    binds = [str(plan.output_dir.absolute()), *([str(plan.project_dir)] if plan.project_dir else []), *mounts]
+    own_folders = [plan.output_dir, *([plan.input_dir] if plan.input_files else [])]
+    binds = [str(folder.absolute()) for folder in own_folders]
+    binds += [*([str(plan.project_dir)] if plan.project_dir else []), *mounts]
     program = slurm_options.container(plan.options["container"])
     if program == "pyxis":
         return [*_pyxis(image, binds, plan.working_dir), *own]

@@ -23,7 +23,7 @@ from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.environments.venv import Environments, Venv
 from prefect_launch.errors import InfrastructureError, LaunchError, SpecError
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import ExitStatus, Finding, RunPlan, nothing
+from prefect_launch.runners.base import INPUT_DIR, ExitStatus, Finding, RunPlan, nothing
 from prefect_launch.runners.code_changes import note_code, with_code_changes
 from prefect_launch.runners.code_job import (
     check_command,
@@ -119,6 +119,10 @@ class SlurmRunner(RemoteRunner):
         working_dir(_in_code(plan))
         self.check_options(plan.options)
         self.check_together(plan.options)
+
+    @classmethod
+    def input_dir(cls, run_dir: Path) -> str | None:
+        return str(run_dir.absolute() / INPUT_DIR)
 
     @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:

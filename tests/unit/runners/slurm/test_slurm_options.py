@@ -16,6 +16,7 @@ from prefect_launch.runners.remote.slurm.containers import command_of, variables
 from prefect_launch.runners.remote.slurm.nodes import parse_nodes, shortage_among
 from prefect_launch.runners.remote.slurm.options import minutes, sbatch_arguments, srun_arguments
 from prefect_launch.runners.remote.slurm.runner import SlurmRunner
+from prefect_launch.spec.item_outputs import ItemOutput
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import items
 
@@ -169,6 +170,14 @@ def image_plan(folder: Path, image: str, *command: str, **options: Any) -> RunPl
         command=command,
         options=SlurmRunner.check_options(options),
     )
+
+
+def test_image_sees_the_outputs_of_other_items_that_are_its_inputs(tmp_path: Path) -> None:
+    plan = image_plan(tmp_path, "a/b", "true", container="apptainer")
+    plan = plan.model_copy(update={"input_files": (ItemOutput(item="i", path="model.pt"),)})
+
+    assert SlurmRunner.input_dir(tmp_path) == str(plan.input_dir)
+    assert f"--bind {plan.input_dir} " in " ".join(command_of(plan))
 
 
 def test_image_runs_by_apptainer_with_its_outputs_bound(tmp_path: Path) -> None:
