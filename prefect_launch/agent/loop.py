@@ -24,6 +24,7 @@ from prefect_launch.agent.item.ownership import watch_ownership
 from prefect_launch.agent.item.previous_attempts import stop_all_attempts
 from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.agent.polling.events import SECOND_POLL_SECONDS, listen
+from prefect_launch.agent.recovery.abandoned_changes import AbandonedChanges
 from prefect_launch.agent.recovery.cancellations import CancellationWatcher, OrphanedCancellations
 from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
 from prefect_launch.agent.recovery.restart import (
@@ -116,6 +117,7 @@ class Loop:
             BackgroundTask("unlistable items", self._unlistable.watch, vital=False),
             BackgroundTask("status line", self._log_status, vital=False),
             BackgroundTask("lost agents", self._lost_agent_detector().watch, vital=False),
+            BackgroundTask("abandoned changes", AbandonedChanges(self._server, queues).watch, vital=False),
             BackgroundTask("wait reasons", wait_notes.watch, vital=False),
             BackgroundTask("orphaned cancellations", self._orphaned.watch, vital=False),
         ]

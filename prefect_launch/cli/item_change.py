@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,7 @@ from prefect_launch.cli.output import print_json
 from prefect_launch.cli.process import connected
 from prefect_launch.client.item_fields import fields_of
 from prefect_launch.core.names import short_id
+from prefect_launch.errors import SpecError
 
 if TYPE_CHECKING:
     from prefect_launch.client.queued_run import QueuedRun
@@ -55,6 +57,56 @@ def rerun(
     typer.echo(f"Added {again.name} to the queue {again.queue_name}: a rerun of {_named(run)}.")
     typer.echo(f"id:   {short_id(again.id)}")
     typer.echo(f"page: {again.url}")
+
+
+def edit(item_id: ItemId, inputs: SetOption = None, json: JsonOption = False) -> None:
+    """Change inputs of an item while it waits; it keeps its place in the queue."""
+    from prefect_launch.client.item_fields import request_of
+    from prefect_launch.spec.item_parameters import JOB_LABEL
+
+    if not inputs:
+        raise SpecError("Nothing to change: give --set INPUT=VALUE.")
+    api = connected()
+    run = find(api, item_id)
+    job = run.item.labels.get(JOB_LABEL)
+    run.edit(typed_inputs(api, job, inputs))
+    item = run.item
+    if json:
+        print_json({**fields_of(run, item), "inputs": request_of(item)["inputs"]})
+        return
+    typer.echo(f"The item {_named(run)} has the inputs {request_of(item)['inputs']} now.")
+
+
+def set_priority(
+    item_id: ItemId,
+    priority: Annotated[str, typer.Argument(metavar="PRIORITY", help="critical, high, medium or low; or 1 to 4.")],
+    json: JsonOption = False,
+) -> None:
+    """Give an item another priority while it waits."""
+    run = find(connected(), item_id)
+    _moved(run, lambda: run.set_priority(priority), json)
+
+
+def move(
+    item_id: ItemId,
+    queue: Annotated[str, typer.Option("-q", "--queue", metavar="QUEUE", help="The other queue.")],
+    priority: PriorityOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Put an item on another queue while it waits."""
+    run = find(connected(), item_id)
+    _moved(run, lambda: run.move(queue, priority=priority), json)
+
+
+def _moved(run: QueuedRun, move: Callable[[], None], as_json: bool) -> None:
+    before = run.id
+    move()
+    if as_json:
+        print_json({**fields_of(run, run.item), "moved_from": before})
+        return
+    where = f"on the queue {run.queue_name} with priority {run.priority.name.lower()}"
+    typer.echo(f"The item {run.name} waits {where}. Its new id is {short_id(run.id)}; the old one leads to it.")
+    typer.echo(f"page: {run.url}")
 
 
 def _named(run: QueuedRun) -> str:

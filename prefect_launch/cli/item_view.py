@@ -41,6 +41,7 @@ def find(api: Api, given: str) -> QueuedRun:
         NotFoundError: when there is no such item.
     """
     from prefect_launch.client.queued_run import QueuedRun
+    from prefect_launch.queues.moved import is_moved
 
     text = given.strip()
     part = text.lower()
@@ -48,7 +49,8 @@ def find(api: Api, given: str) -> QueuedRun:
         return api.queued_run(part)
     found = api.read_items(names=[text], limit=_NAMED + 1) if text else []
     if len(part) >= _MIN_PART_CHARS and _PART.match(part):
-        found += [item for item in api.read_items(limit=_SEARCHED) if _is_part(part, item) and item not in found]
+        newest = api.read_items(limit=_SEARCHED, moved=True)
+        found += [item for item in newest if _is_part(part, item) and item not in found]
     if not found:
         raise NotFoundError(
             f"No item is named {given!r}, nor does the id of one of the {_SEARCHED:,} newest end or begin so (with"
@@ -58,7 +60,7 @@ def find(api: Api, given: str) -> QueuedRun:
         candidates = "; ".join(_candidate(item) for item in found[:_NAMED])
         more = "; …" if len(found) > _NAMED else ""
         raise InvalidNameError(f"{given!r} may mean several items: {candidates}{more}. Give the id of one.")
-    return QueuedRun(api, found[0])
+    return api.queued_run(found[0].id) if is_moved(found[0]) else QueuedRun(api, found[0])
 
 
 def _is_part(part: str, item: Item) -> bool:

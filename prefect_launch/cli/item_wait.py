@@ -29,6 +29,7 @@ def wait(
 ) -> None:
     """Wait until items have ended; exit with 0 when all completed, 1 when one failed or crashed, 3 when one was
     cancelled, 124 when the time was up."""
+    from prefect_launch.client.queued_run import QueuedRun
     from prefect_launch.client.wait_for_ends import ends_of
     from prefect_launch.core.units import parse_duration
 
@@ -45,7 +46,7 @@ def wait(
     except TimeoutError as error:
         late = error
     if json:
-        print_json([fields_of(runs[str(item.id)], item) for item in ended])
+        print_json([fields_of(QueuedRun(api, item), item) for item in ended])
     if late is not None:
         typer.echo(str(late), err=True)
         raise typer.Exit(TIMED_OUT)

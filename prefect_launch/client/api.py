@@ -22,6 +22,7 @@ from prefect_launch.core.names import ENTITY_VARIABLES, PROJECT_VARIABLES, UNNAM
 from prefect_launch.core.signature import made_of_arguments
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import InvalidNameError, NotFoundError, QueueError
+from prefect_launch.queues.moved import read_current
 from prefect_launch.queues.options import QueueOptions, make_config
 from prefect_launch.server.http import DEFAULT_PATIENCE_SECONDS
 from prefect_launch.server.paging import all_items
@@ -208,8 +209,12 @@ class Api(BaseModel):
         states: Iterable[StateType] | None = None,
         names: Iterable[str] | None = None,
         limit: int | None = PAGE,
+        moved: bool = False,
     ) -> list[Item]:
-        """Like `items`, but returns the items themselves instead of handles on them."""
+        """Like `items`, but returns the items themselves instead of handles on them.
+
+        With `moved`, also those whose place another item has taken.
+        """
         wanted = None if states is None else list(states)
         named = None if names is None else list(names)
 
@@ -220,7 +225,7 @@ class Api(BaseModel):
             if limit is not None and limit < 1:
                 return found
             page = PAGE if limit is None else min(PAGE, limit)
-            filters = ItemFilter(pool=queue, state_types=wanted, names=named)
+            filters = ItemFilter(pool=queue, state_types=wanted, names=named, moved=moved)
             async for item in all_items(session.server, page=page, by_id=False, **filters):
                 found.append(item)
                 if len(found) == limit:
@@ -250,7 +255,7 @@ class Api(BaseModel):
             raise InvalidNameError(
                 f"Invalid item id {item_id!r}: give the UUID that 'launch_add' or 'prefect-launch item list' shows."
             ) from None
-        item = self.call(lambda session: session.server.read_item(wanted))
+        item = self.call(lambda session: read_current(session.server, wanted))
         where = f" on the queue {path[2]!r}" if len(path) > 1 else ""
         if item is None or (where and item.work_pool_name != path[2]):
             raise NotFoundError(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect_launch.core.states import StateType
+from prefect_launch.queues.moved import read_current
 from prefect_launch.spec.launch_spec import LaunchSpec
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def found_again(add: Add) -> Add:
         while True:
             named = spec if number == 0 else spec.model_copy(update={"run_id": f"{spec.run_id}-{number}"})
             run = await add(api, session, named, queue)
-            item = await session.server.read_item(UUID(run.id))
+            item = await read_current(session.server, UUID(run.id))
             if item is None or not item.is_terminal or item.state_type is StateType.COMPLETED:
                 return run
             number += 1

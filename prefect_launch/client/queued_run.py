@@ -53,15 +53,20 @@ class QueuedRun(ItemHandle):
     """
 
     def __init__(self, api: Api, item: Item) -> None:
+        super().__init__(api, item)
+        self.project_queue: str | None = None
+        self._set(item)
+
+    def _set(self, item: Item) -> None:
+        """Be the handle of an item: of its own, or of the one that has taken its place."""
         from prefect_launch.spec.item_parameters import options_of, run_id_of
 
         options = options_of(item)
-        super().__init__(api, item)
+        self._id, self.id, self.name = item.id, str(item.id), item.name
         self.run_id = run_id_of(item)
         self.queue_name = item.work_pool_name or ""
-        self.entity = str(options.get("entity") or api.entity)
-        self.project = str(options.get("project") or api.project)
-        self.project_queue: str | None = None
+        self.entity = str(options.get("entity") or self._api.entity)
+        self.project = str(options.get("project") or self._api.project)
         self.priority = Priority.of_work_queue(item.work_queue_name)
         self.sweep: str | None = options.get("sweep_id")
 
@@ -69,9 +74,13 @@ class QueuedRun(ItemHandle):
         return f"<QueuedRun {self.name} {self.id} on {self.queue_name}>"
 
     async def _item(self, session: Session) -> Item:
-        found = await session.server.read_item(self._id)
+        from prefect_launch.queues.moved import read_current
+
+        found = await read_current(session.server, self._id)
         if found is None:
             raise NotFoundError(f"Item {self.id} ({self.name}) is not there any more: it was deleted.")
+        if found.id != self._id:
+            self._set(found)
         return found
 
     def why_waiting(self) -> WaitReason | None:
@@ -327,6 +336,51 @@ class QueuedRun(ItemHandle):
 
         return await rerun_item(self._api, session, await self._item(session), **changes)
 
+    def edit(self, inputs: Mapping[str, Any]) -> None:
+        """Change inputs while it waits; it keeps its place in the queue.
+
+        Args:
+            inputs: over its own, group by group.
+
+        Raises:
+            InputError: when they do not match the job's schema.
+            LaunchError: when it does not wait: an agent has claimed it, perhaps at this moment. It is unchanged then.
+        """
+
+        async def edit(session: Session) -> Item:
+            from prefect_launch.client.change_item import edit_item
+
+            return await edit_item(self._api, session, await self._item(session), inputs, caller())
+
+        self._api.call(edit)
+
+    def set_priority(self, priority: int | str) -> None:
+        """Give it another priority while it waits; otherwise as `move`."""
+        self._move(priority=Priority.parse(priority))
+
+    def move(self, queue_name: str, *, priority: int | str | None = None) -> None:
+        """Put it on another queue while it waits, with all checks that adding it there makes.
+
+        Prefect cannot move a flow run: the item ends as `Moved`, and another one takes its place in line. Handles and
+        commands follow from the old id to the new one, and so does this handle.
+
+        Args:
+            queue_name: the other queue.
+            priority: by default its own.
+
+        Raises:
+            LaunchError: as `launch_add`; and when it does not wait, or has run before. It is unchanged then.
+        """
+        self._move(queue_name=queue_name, priority=None if priority is None else Priority.parse(priority))
+
+    def _move(self, **target: Any) -> None:
+        async def move(session: Session) -> Item:
+            from prefect_launch.client.change_item import move_item
+
+            return await move_item(self._api, session, await self._item(session), caller(), **target)
+
+        self._set(self._api.call(move))
+
     def delete(self, delete_artifacts: bool = False) -> None:
         """Delete it from its queue and the server, with its log.
 
@@ -377,7 +431,7 @@ async def request_cancel(session: Session, item: Item, reason: str | None = None
     Returns:
         The state that it is in after that; `None` when it stays in the one it was in.
     """
-    who = _who()
+    who = caller()
     stopping = State.of(ItemState.CANCELLING, reason or f"Stop was asked for by {who}.")
     verdict = await session.server.propose(item.id, stopping)
     state = verdict.state
@@ -389,8 +443,8 @@ async def request_cancel(session: Session, item: Item, reason: str | None = None
     return state
 
 
-def _who() -> str:
-    """Return the user and the machine; a container may have no name for its user."""
+def caller() -> str:
+    """Return who calls: the user and the machine; a container may have no name for its user."""
     try:
         return f"{getpass.getuser()} on {socket.gethostname()}"
     except (KeyError, OSError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from prefect_launch.errors import NotFoundError
+from prefect_launch.queues.moved import is_moved, read_current
 from prefect_launch.server.values import PAGE, Item
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _POLL_MAX_SECONDS: Final = 1.0
 
 
 def ends_of(api: Api, runs: Sequence[QueuedRun], *, timeout: float | None = None) -> Iterator[Item]:
-    """Yield each item once it has ended.
+    """Yield each item once it has ended; for one that is moved, the item that has taken its place.
 
     Args:
         api: the server.
@@ -39,13 +40,16 @@ def ends_of(api: Api, runs: Sequence[QueuedRun], *, timeout: float | None = None
         if gone := left.keys() - found.keys():
             names = ", ".join(f"{left[one].name} ({one})" for one in gone)
             raise NotFoundError(f"Items that were waited for are not there any more: {names}. They were deleted.")
-        for item in found.values():
+        for one, item in found.items():
+            run = left.pop(one)
             if item.is_terminal:
-                del left[item.id]
                 yield item
+            else:
+                left[item.id] = run
         rest = float("inf") if give_up_at is None else give_up_at - time.monotonic()
         if left and rest <= 0:
-            states = ", ".join(f"{run.name} ({run.id}) is {found[one].state_name}" for one, run in left.items())
+            waits = {item.id: item.state_name for item in found.values()}
+            states = ", ".join(f"{run.name} ({run.id}) is {waits[one]}" for one, run in left.items())
             raise TimeoutError(f"Not all have ended within {timeout:g} s: {states}.")
         if left:
             time.sleep(min(pause, rest))
@@ -54,4 +58,8 @@ def ends_of(api: Api, runs: Sequence[QueuedRun], *, timeout: float | None = None
 
 async def _read(session: Session, ids: Sequence[UUID]) -> dict[UUID, Item]:
     pages = [ids[start : start + PAGE] for start in range(0, len(ids), PAGE)]
-    return {item.id: item for page in pages for item in await session.server.list_items(ids=page)}
+    found = {item.id: item for page in pages for item in await session.server.list_items(ids=page, moved=True)}
+    for one, item in found.items():
+        if is_moved(item):
+            found[one] = await read_current(session.server, one) or item
+    return found

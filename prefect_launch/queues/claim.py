@@ -10,12 +10,11 @@ not at the claim. So count the active items after a claim, and release the item 
 from __future__ import annotations
 
 import logging
-from typing import Final
+from typing import Final, Protocol
 from uuid import UUID, uuid4
 
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.errors import ItemGoneError
-from prefect_launch.queues.presence import Holder
 from prefect_launch.queues.transitions import retry_until_available, transition_id_for
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Answer, Item, State, Verdict
@@ -24,9 +23,18 @@ log = logging.getLogger(__name__)
 
 #: The states that the limits of queues count.
 COUNTED: Final = (StateType.PENDING, StateType.RUNNING)
+#: In the data of a claim's state: who holds an item that waits for a moment, to change it.
+CHANGE: Final = "launch_change"
 
 
-async def claim(server: Server, polled: Item, *, holder: Holder) -> Item | None:
+class Claimant(Protocol):
+    """Who claims items: an agent, or a user who changes one that waits."""
+
+    def claimed_state(self) -> State:
+        """Return the state that claims an item, which is called exactly `Pending`."""
+
+
+async def claim(server: Server, polled: Item, *, holder: Claimant) -> Item | None:
     """Claim an item that a poll returned.
 
     Args:
@@ -61,7 +69,7 @@ async def claim(server: Server, polled: Item, *, holder: Holder) -> Item | None:
         await retry_until_available(f"restore {polled.id}", lambda: restore_final_state(server, current))
         return None
     if current.state is None or current.state.transition_id != str(token):
-        await _finish_cancelling(server, current)
+        await finish_cancelling(server, current)
         return None
     log.info("%s claimed %s", polled.id, polled.name)
     return current
@@ -110,7 +118,7 @@ async def _has_ended_since(server: Server, polled: Item, current: Item) -> bool:
     return queued_at is not None and any(ended_at is not None and ended_at > queued_at for ended_at in ends)
 
 
-async def _finish_cancelling(server: Server, item: Item) -> None:
+async def finish_cancelling(server: Server, item: Item) -> None:
     """End an item that was asked to stop right after the claim: nothing of it runs, and nobody else would end it."""
     if item.state_type is StateType.CANCELLING:
         stopped = State.of(ItemState.CANCELLED, "Stopped before it was started.")
@@ -136,3 +144,11 @@ async def restore_final_state(server: Server, item: Item) -> None:
 async def _restore(server: Server, item: Item, end: State) -> None:
     await server.propose(item.id, end, transition_id=transition_id_for(item, "restore"), force=True)
     log.info("%s restored %s", item.id, end.name)
+
+
+def is_held_for_change(item: Item) -> bool:
+    """Whether somebody holds an item that waits to change it, and no agent does."""
+    state = item.state
+    if state is None or state.name != ItemState.CLAIMED.label:
+        return False
+    return isinstance(state.data, dict) and CHANGE in state.data

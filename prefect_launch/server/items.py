@@ -21,6 +21,7 @@ from prefect_launch.errors import AnswerLostError, ItemGoneError, ServerFailedEr
 from prefect_launch.server.http import Calls, is_taken, raise_refusal
 from prefect_launch.server.values import (
     ITEM_FLOWS,
+    MOVED,
     PAGE,
     POOL_TYPE,
     Answer,
@@ -170,7 +171,7 @@ class ItemCalls(Calls):
 
 
 def _body(draft: ItemDraft) -> dict[str, Any]:
-    state = {"type": draft.state.type.value, "name": draft.state.name, "message": draft.state.message}
+    state = draft.state.model_dump(mode="json", include={"type", "name", "message", "state_details"})
     body = draft.model_dump(mode="json", exclude={"state"}, exclude_none=True)
     return {**body, "state": state}
 
@@ -186,7 +187,10 @@ def _filters(wanted: ItemFilter) -> dict[str, Any]:
         }
 
     runs = any_of(ids="id", keys="idempotency_key", names="name")
-    if state := any_of(state_types="type", state_names="name"):
+    state = any_of(state_types="type", state_names="name")
+    if not given.get("moved") and StateType.CANCELLED in given.get("state_types", (StateType.CANCELLED,)):
+        state.setdefault("name", {})["not_any_"] = [MOVED]
+    if state:
         runs["state"] = state
     if "tags" in given:
         runs["tags"] = {"all_": list(given["tags"])}

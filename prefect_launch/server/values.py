@@ -26,6 +26,8 @@ SCHEDULER_FLOW: Final = "launch-sweep"
 ITEM_FLOWS: Final = (JOB_FLOW, SCHEDULER_FLOW)
 #: The work queue of a pool that its sweeps wait in.
 SWEEPS_WORK_QUEUE: Final = "sweeps"
+#: Name of the `Cancelled` state of an item that was moved: another item has taken its place.
+MOVED: Final = "Moved"
 
 
 class _Value(BaseModel):
@@ -230,6 +232,7 @@ class ItemFilter(TypedDict, total=False):
         due_before: they are due by then.
         expected_after: they were first due at this time or later.
         flow: the name of their flow; by default any of `ITEM_FLOWS`.
+        moved: those that were moved too; by default only what has taken their place.
     """
 
     pool: str | None
@@ -243,6 +246,7 @@ class ItemFilter(TypedDict, total=False):
     due_before: datetime | None
     expected_after: datetime | None
     flow: str | None
+    moved: bool
 
 
 class DeploymentFields(TypedDict):

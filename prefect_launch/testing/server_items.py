@@ -18,6 +18,7 @@ from prefect_launch.core.validation import json_fault
 from prefect_launch.errors import ItemGoneError, ServerFailedError, SpecError
 from prefect_launch.server.values import (
     ITEM_FLOWS,
+    MOVED,
     PAGE,
     Answer,
     Item,
@@ -124,8 +125,8 @@ class InMemoryItems(Calls):
             work_queue_id=queue.id,
         )
         stored = self._store.items[item.id] = StoredItem(item, kept.flow)
-        first = draft.state
-        self._enter_state(stored, State(type=first.type, name=first.name, message=first.message))
+        first = draft.state.model_dump(include={"type", "name", "message", "state_details"})
+        self._enter_state(stored, State.model_validate(first))
         return stored.item
 
     def _fault(self, kept: StoredDeployment, draft: ItemDraft) -> str | None:
@@ -182,12 +183,16 @@ class InMemoryItems(Calls):
         return _sent(sorted(waiting, key=lambda item: item.next_scheduled_start_time or self._store.now())[:limit])
 
     def _fitting(self, wanted: ItemFilter) -> list[Item]:
-        given = [(_FITS[name], value) for name, value in wanted.items() if value is not None and name != "flow"]
+        given = [(_FITS[name], value) for name, value in wanted.items() if value is not None and name in _FITS]
         flow = wanted.get("flow")
         flows = ITEM_FLOWS if flow is None else (flow,)
         kept = (stored for stored in self._store.items.values() if stored.flow in flows)
         ours = [stored.item.model_copy(update={"flow": stored.flow}) for stored in kept]
-        return [item for item in ours if all(fits(item, value) for fits, value in given)]
+        return [
+            item
+            for item in ours
+            if (wanted.get("moved") or item.state_name != MOVED) and all(fits(item, value) for fits, value in given)
+        ]
 
     @call
     def read_states(self, item_id: UUID) -> list[State]:

@@ -10,7 +10,7 @@ import pytest
 
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ItemGoneError, SpecError
-from prefect_launch.server.values import State
+from prefect_launch.server.values import MOVED, ItemFilter, State
 from prefect_launch.spec.scheduling import Priority
 from tests.contract.server_place import Place, draft
 
@@ -40,6 +40,25 @@ class ItemContract:
     """Items that are made, listed and deleted."""
 
     # --- making ---
+
+    async def test_item_made_for_a_time_is_due_then(self, place: Place) -> None:
+        details = {"scheduled_time": LATER.isoformat()}
+        state = State(type=StateType.SCHEDULED, name="AwaitingRetry", message="Later.", state_details=details)
+        read = await place.read(await place.add(state=state))
+        assert (read.state_name, read.message) == ("AwaitingRetry", "Later.")
+        assert read.next_scheduled_start_time == read.expected_start_time == LATER
+
+    async def test_item_that_was_moved_is_listed_only_when_it_is_asked_for(self, place: Place) -> None:
+        kept, moved = await place.add("kept"), await place.add("moved")
+        await place.move(moved, ItemState.CLAIMED)
+        assert (await place.server.propose(moved.id, State(type=StateType.CANCELLED, name=MOVED))).accepted
+        await place.move(kept, ItemState.CLAIMED, ItemState.CANCELLED)
+        for asked in ({}, {"state_types": [StateType.CANCELLED]}, {"ids": [kept.id, moved.id]}):
+            wanted = ItemFilter(pool=place.pool, **asked)  # type: ignore[typeddict-item]
+            assert [item.id for item in await place.server.list_items(**wanted)] == [kept.id]
+            assert await place.server.count_items(**wanted) == 1
+            found = await place.server.list_items(**wanted, moved=True)
+            assert {item.id for item in found} == {kept.id, moved.id}
 
     async def test_item_has_what_it_was_made_of_over_what_its_deployment_says(self, place: Place) -> None:
         labels = {"owner": "me", "attempts": 2}

@@ -26,7 +26,7 @@ from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
 #: Those that call the server, which is where they are made to fail.
 TASKS = (
     *("heartbeat", "cancellations", "ownership check", "drain request", "events", "drain events", "limits", "status"),
-    *("lost agents", "wait reasons", "orphaned cancellations", "unlistable items"),
+    *("lost agents", "wait reasons", "orphaned cancellations", "abandoned changes", "unlistable items"),
 )
 
 
@@ -38,6 +38,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
         "polling.queue_poller": ("LIMITS_SECONDS",),
         "housekeeping.housekeeper": ("CHECK_SECONDS",),
         "reporting.wait_notes": ("CHECK_SECONDS",),
+        "recovery.abandoned_changes": ("CHECK_SECONDS",),
         "recovery.cancellations": ("CHECK_SECONDS",),
         "recovery.unlistable": ("CHECK_SECONDS",),
         "reporting.status": ("WRITE_SECONDS",),
