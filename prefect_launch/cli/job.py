@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import field, make_dataclass
+from dataclasses import asdict, field, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -229,6 +229,49 @@ def show(job: JobName, json: JsonOption = False) -> None:
             rows,
             empty="",
         )
+
+
+@app.command(epilog=examples("prefect-launch job delete digits:v0"))
+def delete(
+    job: Annotated[
+        str,
+        typer.Argument(metavar="JOB", help="The job, with all its versions; or one: JOB:v3, JOB:ALIAS."),
+    ],
+    force: Annotated[
+        bool, typer.Option("--force", metavar="", help="Also while items that wait name it; they fail then.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Delete a job, or one version of it."""
+    deleted = connected().delete_job(job, force=force)
+    if json:
+        print_json(asdict(deleted))
+        return
+    aliases = f", with the aliases {', '.join(deleted.aliases)}" if deleted.aliases else ""
+    typer.echo(f"Deleted {', '.join(deleted.versions)} of the job {deleted.path}{aliases}.")
+    if deleted.waiting:
+        typer.echo(f"Items that wait for it, and will fail: {deleted.waiting}.", err=True)
+
+
+@app.command(
+    epilog=examples("prefect-launch job alias digits:v3 best", "prefect-launch job alias digits best --delete")
+)
+def alias(
+    job: JobName,
+    name: Annotated[str, typer.Argument(metavar="ALIAS", help="The alias.")],
+    delete: Annotated[
+        bool, typer.Option("--delete", metavar="", help="Delete the alias; the version that it means stays.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Point an alias to a version of a job, or delete one."""
+    api = connected()
+    path = api.delete_job_alias(job, name) if delete else None
+    reference = None if delete else api.set_job_alias(job, name).reference
+    if json:
+        print_json({"job": path or reference, "alias": name, "deleted": delete})
+        return
+    typer.echo(f"The job {path} has no alias {name} any more." if delete else f"{name} means {reference} now.")
 
 
 @app.command(epilog=examples("prefect-launch job deploy digits -q gpu"))

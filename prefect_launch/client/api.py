@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
     from prefect_launch.client.callable_job import CallableJob
+    from prefect_launch.client.delete_job import DeletedJob
     from prefect_launch.client.queued_run import QueuedRun
     from prefect_launch.client.run_queue import RunQueue
     from prefect_launch.jobs.model import Job, JobSummary
@@ -292,6 +293,41 @@ class Api(BaseModel):
     def job_aliases(self, job: Job) -> tuple[str, ...]:
         """List the current aliases of this version of a job, `latest` included."""
         return self.call(lambda session: session.jobs.aliases(job))
+
+    def delete_job(self, name: str, *, force: bool = False) -> DeletedJob:
+        """Delete a job with all its versions, or the one that an alias or a version in the name means.
+
+        A number of a version is not used again. The job's files stay in the store: other jobs may have the same.
+
+        Args:
+            name: `entity/project/name`, or a shorter form; with `:alias` or `:v3`, only that version.
+            force: also while items that wait name it; they fail then.
+
+        Raises:
+            NotFoundError: when there is none.
+            LaunchError: when items that wait name it.
+        """
+        from prefect_launch.client.delete_job import delete_job
+
+        return self.call(lambda session: delete_job(session, name, force=force))
+
+    def set_job_alias(self, job: str, alias: str) -> Job:
+        """Point an alias to a version of a job, wherever it pointed before; returns that version.
+
+        Raises:
+            NotFoundError: for an unknown job, alias or version.
+            InvalidNameError: for `latest`, which always means the highest version, and for a name of a version.
+        """
+        return self.call(lambda session: session.jobs.set_alias(job, alias))
+
+    def delete_job_alias(self, job: str, alias: str) -> str:
+        """Delete an alias of a job; its version stays. Returns the job's path.
+
+        Raises:
+            NotFoundError: when the job has no such alias.
+            InvalidNameError: for `latest`.
+        """
+        return self.call(lambda session: session.jobs.delete_alias(job, alias))
 
     def deploy_job(self, job: str, queue: str, *, name: str | None = None) -> tuple[Job, UUID, str]:
         """Create or update the deployment of a job on a queue.

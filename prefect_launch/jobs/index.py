@@ -48,6 +48,7 @@ class VersionEntry(_Entry):
     files: dict[str, StoredFile]
     created: datetime
     description: str | None = None
+    deleted: bool = Field(default=False, description="It is no version any more; its number is not used again.")
 
 
 class AliasEntry(_Entry):
@@ -97,6 +98,18 @@ def check_alias(alias: object) -> str:
     return name
 
 
+def check_own_alias(alias: object) -> str:
+    """Return a good alias that a user may set or delete.
+
+    Raises:
+        InvalidNameError: as `check_alias` does; and for `latest`.
+    """
+    name = check_alias(alias)
+    if name == LATEST:
+        raise InvalidNameError(f"The job alias {LATEST!r} always means the highest version. Choose another.")
+    return name
+
+
 def shorten(description: str | None) -> str | None:
     """Return as much of a description as an entry has room for."""
     if description is None or len(description) <= _DESCRIPTION_CHARS:
@@ -124,6 +137,11 @@ class JobIndex:
 
     async def read(self, path: str, version: int) -> VersionEntry | None:
         """Return a version's entry, if there is such a version."""
+        entry = await self.read_number(path, version)
+        return None if entry is None or entry.deleted else entry
+
+    async def read_number(self, path: str, version: int) -> VersionEntry | None:
+        """Return what has taken the number of a version: it may be deleted."""
         return await self._read(VersionEntry, version_name(path, version))
 
     async def read_alias(self, path: str, alias: str) -> AliasEntry | None:
@@ -145,6 +163,15 @@ class JobIndex:
         value = AliasEntry(job=entry.job, version=entry.version, digest=entry.digest, alias=alias)
         name = alias_name(entry.job, alias)
         await self._server.write_variable(name, value.model_dump(mode="json"), tags=tags_of(entry.job))
+
+    async def delete(self, entry: VersionEntry) -> None:
+        """Delete a version. Its number stays taken: items and agents know a version by its number."""
+        value = entry.model_copy(update={"deleted": True, "files": {}}).model_dump(mode="json")
+        await self._server.write_variable(version_name(entry.job, entry.version), value, tags=tags_of(entry.job))
+
+    async def delete_alias(self, path: str, alias: str) -> bool:
+        """Delete an alias; whether it was there."""
+        return await self._server.delete_variable(alias_name(path, alias))
 
     async def highest(self, path: str) -> VersionEntry | None:
         """Return the highest version, looked for from the one that `latest` means upwards."""
@@ -174,7 +201,7 @@ class JobIndex:
                 aliases.append(_entry(AliasEntry, name, value))
             else:
                 versions.append(_entry(VersionEntry, name, value))
-        return versions, aliases
+        return [entry for entry in versions if not entry.deleted], aliases
 
     async def _latest(self, path: str) -> int | None:
         latest = await self._read(AliasEntry, alias_name(path, LATEST))
@@ -183,8 +210,8 @@ class JobIndex:
     async def _highest_from(self, path: str, number: int | None) -> VersionEntry | None:
         entry: VersionEntry | None = None
         number = number or 0
-        while (found := await self.read(path, number)) is not None:
-            entry, number = found, number + 1
+        while (found := await self.read_number(path, number)) is not None:
+            entry, number = entry if found.deleted else found, number + 1
         return entry
 
     async def _read(self, kind: type[_E], name: str) -> _E | None:

@@ -24,6 +24,7 @@ from prefect_launch.jobs.index import (
     JobIndex,
     VersionEntry,
     check_alias,
+    check_own_alias,
     shorten,
     version_of,
 )
@@ -142,13 +143,78 @@ class JobRegistry:
             )
             if await self._index.create(entry):
                 return entry, PutOutcome.UPDATED if number else PutOutcome.CREATED
-            taken = await self._index.read(path, number)
+            taken = await self._index.read_number(path, number)
             if taken is None:
-                continue  # somebody deleted it: the number is free again
-            if taken.digest == entry.digest:
+                continue  # somebody deleted its variable: the number is free again
+            if taken.digest == entry.digest and not taken.deleted:
                 # Another writer was faster with the same, or our own request was sent twice.
                 return taken, PutOutcome.UNCHANGED
             number += 1
+
+    # --- changing ---
+
+    async def set_alias(self, reference: str, alias: str) -> Job:
+        """Point an alias to a version of a job; returns that version.
+
+        Raises:
+            InvalidNameError: when the alias is no good name, or `latest`, which always means the highest version.
+            NotFoundError: for an unknown job, alias or version; names the nearest right one.
+        """
+        check_own_alias(alias)
+        job = await self.resolve(reference)
+        entry = await self._index.read(job.path, job.version)
+        if entry is None:
+            raise await self._unknown(parse_reference(job.reference, entity=self._entity, project=self._project))
+        await self._index.set_alias(alias, entry)
+        return job
+
+    async def delete_alias(self, reference: str, alias: str) -> str:
+        """Delete an alias of a job; its version stays. Returns the job's path.
+
+        Raises:
+            InvalidNameError: for `latest`.
+            NotFoundError: when the job has no such alias.
+        """
+        check_own_alias(alias)
+        path = parse_reference(reference, entity=self._entity, project=self._project).path
+        if not await self._index.delete_alias(path, alias):
+            raise await self._unknown(parse_reference(f"{path}:{alias}", entity=self._entity, project=self._project))
+        return path
+
+    async def named_by(self, reference: str) -> list[VersionEntry]:
+        """Return the versions that a name means: one with an alias or a version in it, else all, the oldest first.
+
+        Raises:
+            NotFoundError: for an unknown job, alias or version; names the nearest right one.
+        """
+        wanted = parse_reference(reference, entity=self._entity, project=self._project)
+        versions, aliases = await self._index.find(path=wanted.path)
+        if ":" in reference:
+            numbers = {version_of(wanted)} | {entry.version for entry in aliases if entry.alias == wanted.alias}
+            versions = [entry for entry in versions if entry.version in numbers]
+        if not versions:
+            raise await self._unknown(wanted)
+        return sorted(versions, key=lambda entry: entry.version)
+
+    async def delete(self, deleted: Sequence[VersionEntry]) -> tuple[str, ...]:
+        """Delete versions of one job, and the aliases that mean them; their files stay in the store.
+
+        Returns:
+            The aliases that are gone. `latest` is not among them while the job has a version.
+        """
+        path, numbers = deleted[0].job, {entry.version for entry in deleted}
+        versions, aliases = await self._index.find(path=path)
+        left = [entry for entry in versions if entry.version not in numbers]
+        gone = {entry.alias for entry in aliases if entry.version in numbers}
+        if left and LATEST in gone:  # First: no moment is without it.
+            gone.remove(LATEST)
+            await self._index.set_alias(LATEST, max(left, key=lambda entry: entry.version))
+        for alias in gone:
+            await self._index.delete_alias(path, alias)
+        for entry in deleted:
+            await self._index.delete(entry)
+            self._store.cache.remove(path, entry.version)
+        return tuple(sorted(gone))
 
     # --- finding ---
 

@@ -75,6 +75,10 @@ class JobCache:
         """Keep a job, in the place of the one that was not asked for the longest."""
         self._jobs.add((job.path, job.version), job)
 
+    def remove(self, path: str, version: int) -> None:
+        """Forget a job."""
+        self._jobs.pop((path, version), None)
+
     def get_listing(self, digest: str) -> CodeListing | None:
         """Return the listing whose file has a digest, unless it is not here."""
         return self._listings.used(digest)
