@@ -126,6 +126,18 @@ def serve(
     raise typer.Exit(0 if signal_number is None else SIGNALLED + signal_number)
 
 
+#: The columns of a list of agents.
+COLUMNS: Final = (
+    Column("AGENT", gives_way=True),
+    Column("STATE"),
+    Column("HOST", gives_way=True),
+    Column("SLOTS", right=True),
+    Column("RUNS", gives_way=True),
+    Column("LAST SEEN"),
+    Column("QUEUES", gives_way=True),
+)
+
+
 @app.command("list")
 def list_(json: JsonOption = False) -> None:
     """List the agents of all queues."""
@@ -135,18 +147,9 @@ def list_(json: JsonOption = False) -> None:
     if json:
         print_json([agent.model_dump(mode="json") for agent in agents])
         return
-    columns = (
-        *(
-            Column("AGENT", gives_way=True),
-            Column("STATE"),
-            Column("HOST", gives_way=True),
-            Column("SLOTS", right=True),
-        ),
-        *(Column("RUNS", gives_way=True), Column("LAST SEEN"), Column("QUEUES", gives_way=True)),
-    )
     print_table(
-        columns,
-        [_row(agent) for agent in agents],
+        COLUMNS,
+        [row_of(agent) for agent in agents],
         empty="There is no agent. Start one with: prefect-launch agent start -q QUEUE",
     )
     for agent in agents:
@@ -157,7 +160,8 @@ def list_(json: JsonOption = False) -> None:
             typer.echo(f"{are}: give each a name of its own (--name).")
 
 
-def _row(agent: AgentInfo) -> tuple[object, ...]:
+def row_of(agent: AgentInfo) -> tuple[object, ...]:
+    """Return an agent as a row of a list."""
     has_status = agent.host is not None
     slots = f"{agent.in_work}/{'-' if agent.slots is None else agent.slots}" if has_status else ""
     more = agent.in_work + agent.schedulers - len(agent.running)

@@ -127,18 +127,21 @@ def _values(run: Run, names: Collection[str]) -> dict[str, Any]:
 
 def print_runs(runs: Sequence[Run], names: Sequence[str], *, empty: str) -> None:
     """Print runs as a table."""
+    columns, rows = cells_of(runs, names)
+    print_table(columns, rows, empty=empty)
+
+
+def cells_of(runs: Sequence[Run], names: Sequence[str]) -> tuple[list[Column], list[list[object]]]:
+    """Return the columns and the rows of a table of runs."""
     shown = list(dict.fromkeys(column for name in names for column in _expanded(name, runs)))
     leaves = [name.partition(".")[2] for name in shown]
     short = short_ids([run.handle.id for run in runs])
     numeric = [name in _RIGHT or _is_numeric(name, runs) for name in shown]
-    print_table(
-        [
-            Column(_title(name, leaves), right=right, gives_way=not right and name.partition(".")[0] in _GIVE_WAY)
-            for name, right in zip(shown, numeric, strict=True)
-        ],
-        [[short[run.handle.id] if name == "id" else cell_of(run, name) for name in shown] for run in runs],
-        empty=empty,
-    )
+    columns = [
+        Column(_title(name, leaves), right=right, gives_way=not right and name.partition(".")[0] in _GIVE_WAY)
+        for name, right in zip(shown, numeric, strict=True)
+    ]
+    return columns, [[short[run.handle.id] if name == "id" else cell_of(run, name) for name in shown] for run in runs]
 
 
 def _title(name: str, leaves: Sequence[str]) -> str:

@@ -44,6 +44,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
         "Put a sweep on a queue, for an agent to run: 'sweep create' under the names of W&B's command.",
     ),
     "agent": ("prefect_launch.cli.agent:app", "Run an agent, serve it as a deployment, check, list and drain agents."),
+    "top": ("prefect_launch.cli.top:app", "Show queues, agents, devices and active runs on one live screen."),
     "demo": (
         "prefect_launch.cli.demo:app",
         "Run a demo: an embedded server, a real training job, three runs on a queue or a sweep, one agent.",

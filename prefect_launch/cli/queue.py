@@ -25,7 +25,8 @@ _PINS = {
     True: "pinned: what their tag means when an item is added",
     False: "what their tag means at the start",
 }
-_COLUMNS = (
+#: The columns of a list of queues.
+COLUMNS = (
     Column("QUEUE", gives_way=True),
     Column("RESOURCE", gives_way=True),
     Column("STATE"),
@@ -164,19 +165,21 @@ def list_(json: JsonOption = False) -> None:
     if json:
         print_json([_summary(queue, activity) for queue, activity in pairs])
         return
-    rows = [
-        (
-            queue.name,
-            queue.type,
-            "paused" if queue.is_paused else "open",
-            activity.waiting,
-            activity.active,
-            queue.concurrency_limit or "-",
-            len(activity.agents),
-        )
-        for queue, activity in pairs
-    ]
-    print_table(_COLUMNS, rows, empty="There is no queue yet. Create one with: prefect-launch queue create NAME")
+    rows = [row_of(queue, activity) for queue, activity in pairs]
+    print_table(COLUMNS, rows, empty="There is no queue yet. Create one with: prefect-launch queue create NAME")
+
+
+def row_of(queue: RunQueue, activity: QueueActivity) -> tuple[object, ...]:
+    """Return a queue as a row of a list."""
+    return (
+        queue.name,
+        queue.type,
+        "paused" if queue.is_paused else "open",
+        activity.waiting,
+        activity.active,
+        queue.concurrency_limit or "-",
+        len(activity.agents),
+    )
 
 
 @app.command()
