@@ -99,7 +99,7 @@ def job_environment(
         variables |= chunked(name, overrides, chunk_bytes)
     given = {name: value for name, value in variables.items() if value is not None}
     for name, value in given.items():
-        _check(name, value)
+        check_value(name, f"{name}={value}")
     return given
 
 
@@ -173,15 +173,24 @@ def _json(value: Mapping[str, Any]) -> str:
         raise SpecError(f"A config, override or artifact cannot be written as JSON: {error}. Correct it.") from None
 
 
-def _check(name: str, value: str) -> None:
-    if "\0" in value:
+def check_value(name: str, text: str) -> None:
+    """Refuse what Linux starts no process with.
+
+    Args:
+        name: of the variable or argument, for the message.
+        text: as the process gets it: `NAME=value`, or a whole argument.
+
+    Raises:
+        SpecError: when it holds a zero byte, is no valid text, or is too long.
+    """
+    if "\0" in text:
         raise SpecError(f"The value for {name} holds a zero byte, which no environment variable can. Remove it.")
     try:
-        size = len(name) + 1 + len(value.encode(errors="surrogateescape"))
+        size = len(text.encode(errors="surrogateescape"))
     except UnicodeEncodeError as error:
         raise SpecError(f"The value for {name} is not valid text: {error.reason}. Correct it.") from None
     if size > MAX_VARIABLE_BYTES:
         raise SpecError(
-            f"The value for {name} has {size:,} bytes; Linux allows {MAX_VARIABLE_BYTES:,} for one variable."
-            " Put large values in a file that the job reads."
+            f"The value for {name} has {size:,} bytes; Linux allows {MAX_VARIABLE_BYTES:,} for one. Put large values in"
+            " a file that the job reads."
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from prefect_launch.inputs.environment import CONFIG_VARIABLES
+from prefect_launch.planning.environment import check_value
 from prefect_launch.planning.item_options import submitted_options
 from prefect_launch.spec.input_styles import input_arguments, input_variables
 from prefect_launch.spec.option_names import ENV
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
     from prefect_launch.policy.template import QueueConfig
     from prefect_launch.spec.launch_spec import LaunchSpec
+
+#: How much of an argument a message shows.
+_SHOWN_CHARS: Final = 40
 
 
 def unread_inputs(spec: LaunchSpec, job: Job | None) -> str:
@@ -26,8 +30,15 @@ def unread_inputs(spec: LaunchSpec, job: Job | None) -> str:
 
 
 def arguments_of_inputs(spec: LaunchSpec, job: Job | None) -> tuple[str, ...]:
-    """Return the inputs as arguments, when the job takes them so."""
-    return () if job is None else tuple(input_arguments(spec.overrides.run_config, job.inputs_as, job.schema))
+    """Return the inputs as arguments, when the job takes them so.
+
+    Raises:
+        SpecError: for one that is longer than Linux lets an argument be.
+    """
+    words = [] if job is None else input_arguments(spec.overrides.run_config, job.inputs_as, job.schema)
+    for word in words:
+        check_value(f"the argument {word.partition('=')[0][:_SHOWN_CHARS]!r}", word)
+    return tuple(words)
 
 
 def variables_of_inputs(spec: LaunchSpec, job: Job | None, config: QueueConfig, queue: str | None) -> dict[str, str]:
@@ -41,11 +52,13 @@ def variables_of_inputs(spec: LaunchSpec, job: Job | None, config: QueueConfig, 
 
     Raises:
         InputError: for an input that makes no variable, or one with a meaning of its own.
-        SubmitterError: for a variable that the queue fixes.
+        SubmitterError: for a variable that the queue fixes, or one that is longer than Linux lets it be.
     """
     if job is None or job.inputs_as != "env":
         return {}
     variables = input_variables(spec.overrides.run_config)
+    for name, value in variables.items():
+        check_value(name, f"{name}={value}")
     if variables:
         # A submitter's own variables: of these the names are checked. Their values are never filled in.
         as_option = {config.resource: {ENV: dict.fromkeys(variables, "")}}

@@ -146,10 +146,10 @@ def test_job_that_takes_arguments_gets_its_inputs_before_those_of_the_item(
 
     made = plan(job_api, overrides={"run_config": {"amp": False}, "args": ["--more"]})
 
-    assert (made.command, made.args) == (("python", "main.py"), ("--no-amp", "--lr=0.5", "--more"))
+    assert (made.command, made.args) == (("python", "main.py"), ("--lr=0.5", "--no-amp", "--more"))
     assert json.loads(made.env["LAUNCH_CONFIG"]) == {"amp": False, "lr": 0.5}
     told = explain_launch(job="mine", queue_name="cpu", config=inputs(amp=True))
-    assert told.creates["command"] == ["python", "main.py", "--amp", "--lr=0.5"]
+    assert told.creates["command"] == ["python", "main.py", "--lr=0.5", "--amp"]
 
 
 def test_job_that_takes_variables_gets_its_inputs_in_its_environment(job_api: InMemoryApi, tmp_path: Path) -> None:
@@ -170,6 +170,19 @@ def test_input_that_would_set_what_its_queue_fixes_is_refused_before_it_is_queue
     for given, told in (({"omp_num_threads": 64}, "OMP_NUM_THREADS.*set by the queue"), ({"path": "/x"}, "PATH")):
         with pytest.raises(LaunchError, match=told):
             launch_add(job="mine", queue_name="fixed", config=inputs(**given))
+    assert items(job_api) == []
+
+
+@pytest.mark.parametrize(
+    ("inputs_as", "told"), [("args", "the argument '--text' has 150,007 bytes"), ("env", "TEXT has")]
+)
+def test_input_that_is_too_long_for_a_process_is_refused_before_it_is_queued(
+    job_api: InMemoryApi, tmp_path: Path, inputs_as: str, told: str
+) -> None:
+    make(job_api, tmp_path, inputs_as=inputs_as)
+
+    with pytest.raises(SpecError, match=told):
+        launch_add(job="mine", queue_name="cpu", config=inputs(text="x" * 150_000))
     assert items(job_api) == []
 
 
