@@ -113,6 +113,8 @@ class QueuedRun(ItemHandle):
             config = QueueConfig.from_template(name, (await session.pool(name)).base_job_template)
             return limits_for(config, spec_of(item), name)
 
+        if not self.queue_name:  # A run of `launch`.
+            return {}
         try:
             return self._api.call(read)
         except LaunchError:  # Its queue is gone, or its spec is wrong: its state says so.

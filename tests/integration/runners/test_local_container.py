@@ -200,6 +200,14 @@ async def test_working_directory_is_below_the_images_own(bench: Bench) -> None:
     assert plan.log_path.read_text() == "/app/deep\n"
 
 
+async def test_run_starts_whose_queues_limit_is_more_cpus_than_its_machine_has(bench: Bench) -> None:
+    limits = {"cpus": 4000}
+    with pytest.raises(SpecError, match="CPUs"):
+        await bench.started(bench.plan("true", options=limits))
+    plan = bench.plan("true", options=limits, from_limits=limits)
+    assert (await bench.runner.watch(await bench.started(plan), plan)).exit_code == 0
+
+
 async def test_options_reach_the_container(bench: Bench) -> None:
     options = bench.runner.check_options(
         {
