@@ -51,8 +51,8 @@ def is_free(option: str, name: object) -> bool:
 
 
 def is_known(value: object) -> bool:
-    """Whether a text is there as it will be used: no variable and no macro is filled in later."""
-    return isinstance(value, str) and "{{" not in value and "${" not in value
+    """Whether an option is no text in which a variable or a macro is filled in later."""
+    return not (isinstance(value, str) and ("{{" in value or "${" in value))
 
 
 class Target(BaseModel):
@@ -147,7 +147,7 @@ def check_work_queue(target: Target, queues: list[PriorityQueue]) -> None:
         LaunchError: naming the nearest one.
     """
     names = [queue.name for queue in queues]
-    if is_known(target.queue) and target.queue not in names:
+    if target.queue is not None and target.queue not in names:
         raise unknown_name("work queue", target.queue, names, where=f" in the work pool {target.pool!r}")
 
 

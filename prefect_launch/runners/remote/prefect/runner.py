@@ -112,7 +112,7 @@ class PrefectRunner(RemoteRunner):
 
     @classmethod
     async def check_on_server(cls, options: Mapping[str, Any], server: Server) -> None:
-        if prefect_options.is_known(options.get("work-pool")):
+        if "work-pool" in options and prefect_options.is_known(options["work-pool"]):
             await _named_pool(options, server)
 
     def check(self, plan: RunPlan) -> None:
@@ -283,10 +283,15 @@ class PrefectRunner(RemoteRunner):
 async def _named_pool(options: Mapping[str, Any], server: Server) -> Pool:
     """Return the work pool that options name, when it has the work queue and the job variables that they name.
 
+    Args:
+        options: of a queue, with the submitter's over them; what is filled in later is not looked at.
+        server: the Prefect server.
+
     Raises:
         LaunchError: naming what is not there.
     """
-    target = prefect_options.read_target(options)
+    known = {name: value for name, value in options.items() if prefect_options.is_known(value) or name == "work-pool"}
+    target = prefect_options.read_target(known)
     pool = prefect_options.check_pool(target.pool, await server.read_pool(target.pool))
     prefect_options.check_work_queue(target, await server.list_queues(pool.name))
     prefect_options.check_job_variables(target.job_variables, pool)

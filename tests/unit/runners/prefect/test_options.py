@@ -156,7 +156,16 @@ async def test_queue_of_a_work_pool_or_work_queue_that_is_not_there_is_refused(w
         with pytest.raises(LaunchError, match=words):
             await PrefectRunner.check_on_server(given, world.server)
     await PrefectRunner.check_on_server({"work-pool": POOL}, world.server)
-    await PrefectRunner.check_on_server({}, world.server)  # A template variable will name it.
+    await PrefectRunner.check_on_server({}, world.server)
+
+
+async def test_what_a_template_variable_or_a_macro_will_name_is_not_looked_up(world: PrefectWorld) -> None:
+    later: list[dict[str, Any]] = [
+        {"work-pool": "{{ pool }}"},
+        {"work-pool": POOL, "work-queue": "${author}", "job-variables": "{{ variables }}"},
+    ]
+    for given in later:
+        await PrefectRunner.check_on_server(given, world.server)
 
 
 def test_job_variable_that_the_pool_does_not_have_is_refused_where_its_queue_is_made_and_where_its_item_is_queued() -> (
