@@ -88,7 +88,7 @@ else:
     JobOptions = make_dataclass("JobOptions", [(name, kind, field(default=None)) for name, kind in _OPTIONS.items()])
 
 
-app = group("Create, show and deploy jobs.")
+app = group("Create, show, deploy and delete jobs.")
 create_app = group("Create a job from an image, a folder of code, or a git repository.")
 app.add_typer(create_app, name="create")
 

@@ -27,8 +27,8 @@ TIMED_OUT: Final = 124
 
 #: Groups and commands in the order in which a new user needs them: the import path and the one-line help of each.
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
-    "queue": ("prefect_launch.cli.queue:app", "Create, show, pause and delete queues."),
-    "job": ("prefect_launch.cli.job:app", "Create, show and deploy jobs."),
+    "queue": ("prefect_launch.cli.queue:app", "Create, show, edit, pause and delete queues."),
+    "job": ("prefect_launch.cli.job:app", "Create, show, deploy and delete jobs."),
     "add": ("prefect_launch.cli.add:add_app", "Put a job on a queue: exactly one of --job, --docker-image and --uri."),
     "run": (
         "prefect_launch.cli.add:run_app",

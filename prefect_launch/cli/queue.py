@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping
+from dataclasses import field, make_dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from prefect_launch.cli.options import EntityOption, JsonOption, examples, group, read_mapping
+from prefect_launch.cli.options import EntityOption, JsonOption, examples, flattened, group, read_mapping
 from prefect_launch.cli.output import Column, print_details, print_json, print_table
 from prefect_launch.cli.process import connected
 
@@ -15,10 +17,15 @@ if TYPE_CHECKING:
     from prefect_launch.client.api import Api
     from prefect_launch.client.run_queue import RunQueue
     from prefect_launch.queues.agent_status import QueueActivity
+    from prefect_launch.queues.options import QueueOptions
 
-app = group("Create, show, pause and delete queues.")
+app = group("Create, show, edit, pause and delete queues.")
 
 QueueName = Annotated[str, typer.Argument(metavar="NAME", help="The queue's name.")]
+#: Takes a limit away.
+_NONE: Final = "none"
+#: What a queue's config holds beside the options of its resource.
+_BESIDE: Final = ("docker", "limits", "outputs")
 #: A queue's `pin` in words.
 _PINS = {
     None: None,
@@ -37,6 +44,119 @@ COLUMNS = (
 )
 
 
+def _declared(*flags: str, metavar: str = "", text: str, kind: Any = str) -> Any:
+    return Annotated[kind | None, typer.Option(*flags, metavar=metavar, help=text)]
+
+
+#: Options of `queue create` and `queue edit`, in the order of the help.
+_OPTIONS: Final[dict[str, Any]] = {
+    "resource": _declared(
+        "-r", "--resource", metavar="RESOURCE", text="Resource of its items: local-process, local-container, …"
+    ),
+    "config": _declared(
+        "-c", "--config", metavar="CONFIG", text="The resource's options for every item: JSON, YAML, or a file."
+    ),
+    "variables": _declared(
+        "--variables", metavar="VARIABLES", text="Template variables, {{name}} in the config: JSON, YAML, or a file."
+    ),
+    "concurrency": _declared(
+        "--concurrency", metavar="N", text="Items that may run at a time; none: no limit, as by default."
+    ),
+    "allow": _declared(
+        "--allow",
+        metavar="OPTION",
+        text="An option that submitters may also set, even one that the config sets (env.NAME: one variable)."
+        " Repeat for more.",
+        kind=list[str],
+    ),
+    "limit": _declared(
+        "--limit",
+        metavar="OPTION=MAX",
+        text="The most that an item may ask for: memory=16g, gpus=2, timeout=12h, … Repeat for more.",
+        kind=list[str],
+    ),
+    "allow_secret": _declared(
+        "--allow-secret",
+        metavar="NAME",
+        text="A Secret block that submitters may name in env, and so read. The queue's config may name any.",
+        kind=list[str],
+    ),
+    "priorities": _declared(
+        "--priorities/--no-priorities", text="Four priorities, as by default, or first come, first served.", kind=bool
+    ),
+    "pin": _declared(
+        "--pin/--no-pin",
+        text="Pin an image to the digest that its tag has when the item is added, or use the tag when it starts."
+        " Default: pin it if the registry answers.",
+        kind=bool,
+    ),
+    "fail_impossible_after": _declared(
+        "--fail-impossible-after",
+        metavar="TIME",
+        text="After this time (1h), fail an item that asks for more than any online agent's machine has."
+        " none: it waits, as by default.",
+    ),
+    "entity": EntityOption,
+}
+
+
+class _Changes:
+    """What the options ask for, as changes of a `QueueOptions`."""
+
+    def over(self, before: QueueOptions) -> QueueOptions:
+        """Return the options of a queue with these changes."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        plain = {
+            "type": given.get("resource"),
+            "entity": given.get("entity"),
+            "concurrency": given.get("concurrency") and _concurrency(given["concurrency"]),
+            "submitter_options": given.get("allow"),
+            "submitter_secrets": given.get("allow_secret"),
+            "fail_impossible_after": given.get("fail_impossible_after"),
+            "template_variables": read_mapping(given["variables"], "--variables") if "variables" in given else None,
+            "prioritization_mode": ("V0" if given["priorities"] else "DISABLED") if "priorities" in given else None,
+            "config": _config(before.config or {}, given) if given.keys() & {"config", "limit", "pin"} else None,
+        }
+        changes: Any = {name: None if value == _NONE else value for name, value in plain.items() if value is not None}
+        return replace(before, **changes)
+
+
+def _config(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a queue's config: what stands beside the resource's options stays unless it is given."""
+    config = dict(before)
+    if "config" in given:
+        beside = {name: value for name, value in before.items() if name in _BESIDE}
+        config = {**beside, **read_mapping(given["config"], "--config")}
+    if "limit" in given:
+        limits = {**(config.get("limits") or {}), **_limits(given["limit"])}
+        config["limits"] = {name: most for name, most in limits.items() if most != _NONE}
+    return config if "pin" not in given else {**config, "docker": {"pin": given["pin"]}}
+
+
+def _concurrency(text: str) -> int | str:
+    from prefect_launch.errors import QueueError
+
+    if text == _NONE:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise QueueError(f"Invalid --concurrency {text!r}: give a whole number of at least 1, or 'none'.") from None
+
+
+if TYPE_CHECKING:
+
+    class QueueSettings(_Changes):
+        """Options of `queue create` and `queue edit`."""
+
+        resource: str | None
+        concurrency: str | None
+else:
+    QueueSettings = make_dataclass(
+        "QueueSettings", [(name, kind, field(default=None)) for name, kind in _OPTIONS.items()], bases=(_Changes,)
+    )
+
+
 @app.command(
     epilog=examples(
         "prefect-launch queue create gpu --resource local-process --concurrency 2",
@@ -44,115 +164,46 @@ COLUMNS = (
         ' --variables \'{"shm": {"type": "string", "default": "2g"}}\'',
     )
 )
+@flattened()
 def create(
     name: QueueName,
-    resource: Annotated[
-        str,
-        typer.Option(
-            "-r", "--resource", metavar="RESOURCE", help="Resource of its items: local-process, local-container, …"
-        ),
-    ] = "local-process",
-    config: Annotated[
-        str | None,
-        typer.Option(
-            "-c",
-            "--config",
-            metavar="CONFIG",
-            help="The resource's options for every item: JSON, YAML, or a file.",
-        ),
-    ] = None,
-    variables: Annotated[
-        str | None,
-        typer.Option(
-            "--variables",
-            metavar="VARIABLES",
-            help="Template variables, {{name}} in the config: JSON, YAML, or a file.",
-        ),
-    ] = None,
-    concurrency: Annotated[
-        int | None,
-        typer.Option("--concurrency", metavar="N", help="Items that may run at a time. Default: no limit."),
-    ] = None,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow",
-            metavar="OPTION",
-            help="An option that submitters may also set, even one that the config sets (env.NAME: one variable)."
-            " Repeat for more.",
-        ),
-    ] = None,
-    limit: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--limit",
-            metavar="OPTION=MAX",
-            help="The most that an item may ask for: memory=16g, gpus=2, timeout=12h, …",
-        ),
-    ] = None,
-    allow_secret: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow-secret",
-            metavar="NAME",
-            help="A Secret block that submitters may name in env, and so read. The queue's config may name any.",
-        ),
-    ] = None,
-    priorities: Annotated[
-        bool,
-        typer.Option("--priorities/--no-priorities", metavar="", help="Four priorities, or first come, first served."),
-    ] = True,
-    pin: Annotated[
-        bool | None,
-        typer.Option(
-            "--pin/--no-pin",
-            metavar="",
-            help="Pin an image to the digest that its tag has when the item is added, or use the tag when it starts."
-            " Default: pin it if the registry answers.",
-        ),
-    ] = None,
-    fail_impossible_after: Annotated[
-        str | None,
-        typer.Option(
-            "--fail-impossible-after",
-            metavar="TIME",
-            help="After this time (1h), fail an item that asks for more than any online agent's machine has."
-            " Default: it waits.",
-        ),
-    ] = None,
-    entity: EntityOption = None,
+    options: QueueSettings,
     replace: Annotated[
-        bool, typer.Option("--replace", metavar="", help="Update the queue of that name if it exists.")
+        bool, typer.Option("--replace", metavar="", help="Make the queue of that name anew if it exists.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
     """Create a queue."""
     from prefect_launch.queues.options import QueueOptions
 
-    given = None if config is None else read_mapping(config, "--config")
-    if limit:
-        given = {**(given or {}), "limits": {**((given or {}).get("limits") or {}), **_limits(limit)}}
-    options = QueueOptions(
-        name,
-        resource,
-        entity=entity,
-        prioritization_mode="V0" if priorities else "DISABLED",
-        config=given if pin is None else {**(given or {}), "docker": {"pin": pin}},
-        template_variables=None if variables is None else read_mapping(variables, "--variables"),
-        concurrency=concurrency,
-        submitter_options=allow or (),
-        submitter_secrets=allow_secret or (),
-        fail_impossible_after=fail_impossible_after,
-    )
+    wanted = options.over(QueueOptions(name, options.resource or "local-process"))
     api = connected()
-    queue = api.write_run_queue(options, replace=replace)
+    queue = api.write_run_queue(wanted, replace=replace)
     if json:
         print_json(_summary(queue, _activity(api, queue)))
         return
-    typer.echo(f"The queue {name} is ready, for {resource}: {queue.url}")
+    typer.echo(f"The queue {name} is ready, for {queue.type}: {queue.url}")
     if queue.pin is not None:
         typer.echo(f"Its items run the image that their tag means when they {'are added' if queue.pin else 'start'}.")
     typer.echo(f"Run its items on this machine with: prefect-launch agent start -q {name}")
+
+
+@app.command(
+    epilog=examples(
+        "prefect-launch queue edit gpu --concurrency 4 --limit memory=32g",
+        "prefect-launch queue edit gpu --concurrency none --limit memory=none",
+    )
+)
+@flattened()
+def edit(name: QueueName, options: QueueSettings, json: JsonOption = False) -> None:
+    """Change a queue: only what is given; one --limit leaves the other limits as they are."""
+    api = connected()
+    before = api.run_queue(name)
+    queue = api.edit_run_queue(options.over(before.options))
+    if json:
+        print_json(_summary(queue, _activity(api, queue)))
+        return
+    typer.echo(f"The queue {name} is changed; its agents follow within seconds. 'queue show {name}' shows it.")
 
 
 @app.command("list")

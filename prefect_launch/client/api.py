@@ -386,6 +386,19 @@ class Api(BaseModel):
 
         return RunQueue(self, self.call(write))
 
+    def edit_run_queue(self, options: QueueOptions) -> RunQueue:
+        """Give a queue these options; without a `concurrency` it has no limit of active items any more.
+
+        Raises:
+            NotFoundError: when there is none of that name.
+            LaunchError: as `create_run_queue`; the queue is unchanged then.
+        """
+        before = self.run_queue(options.name)
+        queue = self.write_run_queue(options, replace=True)
+        if options.concurrency is None and before.concurrency_limit is not None:
+            queue.set_concurrency_limit(None)
+        return queue
+
     def run_queue(self, *path: str) -> RunQueue:
         """Return a queue.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefect_launch.policy.template import QueueConfig
+from prefect_launch.queues.options import QueueOptions
 from prefect_launch.queues.pool import check_concurrency
 from prefect_launch.server.values import Pool
 
@@ -93,6 +94,22 @@ class RunQueue:
             **({} if self.pin is None else {"docker": {"pin": self.pin}}),
             **({"outputs": outputs} if outputs else {}),
         }
+
+    @property
+    def options(self) -> QueueOptions:
+        """What its owner has asked for, to be changed with `dataclasses.replace` and given to `Api.edit_run_queue`."""
+        return QueueOptions(
+            self.name,
+            self.type,
+            entity=self.entity,
+            prioritization_mode=self.prioritization_mode,
+            config=self.default_resource_config,
+            template_variables=self.template_variables,
+            concurrency=self.concurrency_limit,
+            submitter_options=self.submitter_options,
+            submitter_secrets=self.submitter_secrets,
+            fail_impossible_after=self.fail_impossible_after,
+        )
 
     @property
     def url(self) -> str:

@@ -12,15 +12,18 @@ from prefect_launch.errors import ExecutionError, SpecError
 COMMANDS = [
     [],
     ["queue"],
-    *(["queue", name] for name in ("create", "list", "show", "pause", "resume", "delete")),
+    *(["queue", name] for name in ("create", "edit", "list", "show", "pause", "resume", "delete")),
     ["job"],
     ["job", "create"],
     *(["job", "create", name] for name in ("image", "code", "git")),
-    *(["job", name] for name in ("list", "show", "deploy")),
+    *(["job", name] for name in ("list", "show", "deploy", "delete", "alias")),
     ["add"],
     ["run"],
     ["item"],
-    *(["item", name] for name in ("list", "show", "logs", "wait", "cancel", "retry", "rerun")),
+    *(
+        ["item", name]
+        for name in ("list", "show", "logs", "wait", "cancel", "retry", "rerun", "edit", "set-priority", "move")
+    ),
     ["sweep"],
     ["sweep", "check"],
     ["agent"],

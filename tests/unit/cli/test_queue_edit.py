@@ -1,0 +1,110 @@
+"""`queue edit`: what is given is changed, all else stays; what is refused changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from prefect_launch.cli.main import app
+from prefect_launch.client.api import use_api
+from prefect_launch.errors import LaunchError, NotFoundError
+from prefect_launch.testing import InMemoryApi
+
+Command = Callable[..., Result]
+CREATED = (
+    *(
+        "-r",
+        "local-container",
+        "-c",
+        '{"shm-size": "{{shm}}", "memory": "4g"}',
+        "--concurrency",
+        "2",
+        "--no-priorities",
+    ),
+    *("--variables", '{"shm": {"type": "string", "default": "2g"}}', "--limit", "memory=16g", "--limit", "gpus=2"),
+    *("--allow", "gpus", "--allow-secret", "token", "--pin", "--fail-impossible-after", "1h", "-e", "ann"),
+)
+
+
+@pytest.fixture
+def command() -> Iterator[Command]:
+    with use_api(InMemoryApi()):
+        yield lambda *arguments: CliRunner().invoke(app, ["queue", *arguments], env={"COLUMNS": "80"})
+
+
+def shown(command: Command) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(command("show", "box", "--json").output)
+    return fields
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes"),
+    [
+        ((), {}),
+        (("--concurrency", "5"), {"concurrency_limit": 5}),
+        (("--concurrency", "none"), {"concurrency_limit": None}),
+        (("--limit", "memory=32g", "--limit", "cpus=4"), {"limits": {"memory": "32g", "gpus": "2", "cpus": "4"}}),
+        (("--limit", "memory=none"), {"limits": {"gpus": "2"}}),
+        (("--allow", "memory"), {"submitter_options": ["memory"]}),
+        (("--allow-secret", "other"), {"submitter_secrets": ["other"]}),
+        (("--priorities",), {"prioritization_mode": "V0"}),
+        (("--no-pin",), {"pin": False}),
+        (("--fail-impossible-after", "none"), {"fail_impossible_after": None}),
+        (("-e", "team"), {"entity": "team"}),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, tuple) else "",
+)
+def test_only_what_is_given_is_changed(command: Command, arguments: tuple[str, ...], changes: dict[str, Any]) -> None:
+    assert command("create", "box", *CREATED).exit_code == 0
+    was = shown(command)
+
+    edited = command("edit", "box", *arguments, "--json")
+
+    assert edited.exit_code == 0, edited.exception
+    now = shown(command)
+    assert json.loads(edited.output) == now
+    assert {name: now[name] for name in now if name != "config" and now[name] != was[name]} == changes
+    assert now["config"]["resource_args"] == was["config"]["resource_args"]
+
+
+def test_other_config_keeps_the_limits_and_the_pin_of_the_queue(command: Command) -> None:
+    command("create", "box", *CREATED)
+
+    command("edit", "box", "-c", '{"shm-size": "{{shm}}", "network": "host"}')
+
+    now = shown(command)
+    assert now["config"]["resource_args"] == {"local-container": {"shm-size": "{{shm}}", "network": "host"}}
+    assert (now["limits"], now["pin"]) == ({"memory": "16g", "gpus": "2"}, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("--concurrency", "0"), LaunchError),
+        (("--concurrency", "many"), LaunchError),
+        (("--limit", "memory"), LaunchError),
+        (("--allow", "memroy"), NotFoundError),
+        (("-r", "local-process"), LaunchError),
+        (("--variables", "{}"), LaunchError),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, tuple) else "",
+)
+def test_edit_that_is_refused_changes_nothing(
+    command: Command, arguments: tuple[str, ...], error: type[Exception]
+) -> None:
+    command("create", "box", *CREATED)
+    was = shown(command)
+
+    assert isinstance(command("edit", "box", *arguments).exception, error)
+
+    assert shown(command) == was
+
+
+def test_queue_that_is_not_there_is_not_edited_and_the_nearest_is_named(command: Command) -> None:
+    command("create", "box", *CREATED)
+
+    assert "Did you mean 'box'?" in str(command("edit", "bx", "--pin").exception)
