@@ -22,6 +22,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import IO, Final
 
@@ -192,6 +193,30 @@ def taken(
         for name in (*names, *links):
             if name not in never and not _is_ignored(f"{prefix}{name}", rules):
                 yield f"{prefix}{name}"
+
+
+def taken_in(
+    top: Path, *, ignore_files: Sequence[str] = IGNORE_FILES, never: Collection[str] = NEVER_TAKEN
+) -> Callable[[str], bool]:
+    """Return a test whether `taken` would yield a path of a folder, which need not be there.
+
+    The test raises `SourceError` when an ignore file cannot be read.
+    """
+
+    @cache
+    def rules_of(prefix: str) -> _Rules:
+        return tuple((prefix, spec) for spec in _read_rules(top / prefix, ignore_files))
+
+    def is_taken(path: str) -> bool:
+        parts, prefix = path.split("/"), ""
+        rules: _Rules = ()
+        for part in parts[:-1]:
+            rules, prefix = (*rules, *rules_of(prefix)), f"{prefix}{part}/"
+            if part in never or _is_ignored(prefix, rules):
+                return False
+        return parts[-1] not in never and not _is_ignored(path, (*rules, *rules_of(prefix)))
+
+    return is_taken
 
 
 def _read_rules(folder: Path, ignore_files: Sequence[str]) -> Iterator[GitIgnoreSpec]:

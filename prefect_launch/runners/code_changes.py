@@ -25,7 +25,12 @@ from prefect_launch.runners.base import ExitStatus, RunPlan
 
 #: In a run's folder: the files of its code and of its outputs as the job found them, each with its size and its time.
 _NOTE: Final = "code-files.json"
-_CACHES: Final = NEVER_TAKEN | {".ipynb_checkpoints"}
+#: Names that are told of nowhere.
+CACHES: Final = NEVER_TAKEN | {".ipynb_checkpoints"}
+
+NOT_KEPT: Final = "what has changed in the code folder is not kept"
+NOT_COPIED: Final = "it cannot be copied from the code folder"
+OWN_OUTPUT: Final = "it is in the code folder, and the job has written an output of that name"
 
 _Seen = Mapping[str, Sequence[int]]
 
@@ -49,8 +54,7 @@ async def with_code_changes(end: ExitStatus, plan: RunPlan) -> ExitStatus:
     try:
         left_out, changes = await anyio.to_thread.run_sync(_collect, plan)
     except (OSError, ValueError, LaunchError) as error:
-        warning = f"what has changed in the code folder is not kept: {error}"
-        return end.model_copy(update={"warnings": (*end.warnings, warning)})
+        return end.model_copy(update={"warnings": (*end.warnings, f"{NOT_KEPT}: {error}")})
     return end.model_copy(update={"left_out": end.left_out + left_out, "code_changes": changes})
 
 
@@ -65,7 +69,7 @@ def _collect(plan: RunPlan) -> tuple[LeftOut, CodeChanges]:
         if _is_changed(folder, name, noted["code"]):
             kept.add(name)
             _keep(folder / name, name, plan.output_dir, noted["outputs"], selection)
-    code = taken(folder, ignore_files=(LAUNCH_IGNORE,), never=_CACHES, onerror=None)
+    code = taken(folder, ignore_files=(LAUNCH_IGNORE,), never=CACHES, onerror=None)
     changed = (name for name in code if name not in kept and _is_changed(folder, name, noted["code"]))
     return selection.left_out, CodeChanges.of(changed)
 
@@ -82,9 +86,9 @@ def _keep(source: Path, name: str, outputs: Path, noted: _Seen, selection: Selec
             target.unlink()
             _link(source, target)
         elif target.is_symlink() or not target.samefile(source):  # else it was put there before
-            selection.leave_out(name, "it is in the code folder, and the job has written an output of that name")
+            selection.leave_out(name, OWN_OUTPUT)
     except OSError as error:
-        selection.leave_out(name, f"it cannot be copied from the code folder: {error.strerror}")
+        selection.leave_out(name, f"{NOT_COPIED}: {error.strerror}")
 
 
 def _link(source: Path, target: Path) -> None:

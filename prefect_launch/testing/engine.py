@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 from uuid import uuid4
 
@@ -27,6 +28,7 @@ from prefect_launch.runners.docker.engine import (
     LogPiece,
     LogStream,
     NameTakenError,
+    PathStat,
     TooLargeError,
 )
 from prefect_launch.testing.script import Err, Script, ScriptedProcess
@@ -38,6 +40,8 @@ class _Container:
     config: dict[str, Any]
     script: Script
     files: dict[str, bytes]
+    #: When those were written that are not of the image.
+    times: dict[str, datetime] = field(default_factory=dict)
     log: list[LogPiece] = field(default_factory=list)
     process: ScriptedProcess | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -158,13 +162,28 @@ class InMemoryEngine(Engine):
         one = self._find(container_id)
         return None if one is None else str(sum(name.startswith(f"{path}/") for name in one.files))
 
+    async def stat(self, container_id: str, path: str) -> PathStat | None:
+        one = self._find(container_id)
+        if one is None or not any(name == path or name.startswith(f"{path}/") for name in one.files):
+            return None
+        content = one.files.get(path)
+        never = datetime.fromtimestamp(0, timezone.utc)
+        return PathStat(content is not None, len(content or b""), one.times.get(path, never))
+
+    async def changes(self, container_id: str) -> list[str]:
+        one = self._find(container_id)
+        files = {PurePosixPath(name) for name in (one.times if one else ())}
+        return sorted(str(path) for path in files.union(*(file.parents for file in files)))
+
     async def put_archive(self, container_id: str, path: str, archive: bytes | BinaryIO) -> None:
         one = self._find(container_id)
         with tarfile.open(fileobj=io.BytesIO(archive) if isinstance(archive, bytes) else archive) as packed:
             for member in packed:
                 content = packed.extractfile(member)
                 if one is not None and content is not None:
-                    one.files[f"{path.rstrip('/')}/{member.name}"] = content.read()
+                    name = f"{path.rstrip('/')}/{member.name}"
+                    one.files[name] = content.read()
+                    one.times[name] = datetime.fromtimestamp(member.mtime, timezone.utc)
 
     async def get_archive(self, container_id: str, path: str, into: BinaryIO, max_bytes: int) -> bool:
         one = self._find(container_id)
@@ -202,7 +221,10 @@ class InMemoryEngine(Engine):
 
     def _end(self, one: _Container) -> None:
         code = one.process.exit_code if one.process is not None else None
-        one.files.update({f"/launch/outputs/{name}": content for name, content in one.script.outputs.items()})
+        for folder, files in (("/launch/outputs", one.script.outputs), ("/workspace", one.script.code)):
+            for name, content in files.items():
+                one.files[f"{folder}/{name}"] = content
+                one.times[f"{folder}/{name}"] = datetime.now(timezone.utc)
         one.set(status="exited", exit_code=code, oom_killed=one.script.oom_killed, ended_at=datetime.now(timezone.utc))
         with self.docker.lock:
             one.ended.set()

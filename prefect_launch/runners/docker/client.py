@@ -39,6 +39,7 @@ from prefect_launch.runners.docker.engine import (
     LogPiece,
     LogStream,
     NameTakenError,
+    PathStat,
     TooLargeError,
 )
 
@@ -200,10 +201,36 @@ def read_memory(found: Mapping[str, Any]) -> int | None:
 
 def _time(text: str | None) -> datetime | None:
     """Read the engine's time, whose nanoseconds Python 3.10 cannot."""
-    if not text or text.startswith(_NEVER):
+    return None if not text or text.startswith(_NEVER) else _moment(text)
+
+
+def _moment(text: str) -> datetime:
+    found = _MOMENT.fullmatch(text)
+    if found is None:
+        raise InfrastructureError(f"The engine gives a time of an unknown form: {text!r}.")
+    whole, fraction, zone = found.groups(default="")
+    return datetime.fromisoformat(f"{whole}.{(fraction + '000000')[:6]}{zone.replace('Z', '+00:00')}")
+
+
+#: The bits of Go's file mode that stand for anything but a regular file.
+_NO_FILE: Final = 0x8F280000
+_MOMENT: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
+#: The kind of a change that is a removal.
+_REMOVED: Final = 2
+#: Some 200,000 changed files.
+_MAX_CHANGES_BYTES: Final = 16 * 1024**2
+
+
+def _look(client: Any, container_id: str, path: str) -> dict[str, Any] | None:
+    """Return what the engine says of a path in a container; None when there is nothing."""
+    # The package has the archive itself only; what is asked for here is its header.
+    address = client._url("/containers/{0}/archive", container_id)
+    response = client.head(address, params={"path": path}, timeout=_CALL_SECONDS)
+    if response.status_code == 404:
         return None
-    whole, _, fraction = text.rstrip("Z").partition(".")
-    return datetime.fromisoformat(f"{whole}.{(fraction + '000000')[:6]}+00:00")
+    response.raise_for_status()
+    found: dict[str, Any] = json.loads(base64.b64decode(response.headers["X-Docker-Container-Path-Stat"]))
+    return found
 
 
 # --- pulling an image ---
@@ -478,16 +505,27 @@ class DockerEngine(Engine):
         await self._call(remove)
 
     async def changed_at(self, container_id: str, path: str) -> str | None:
-        def changed_at(client: Any) -> str | None:
-            # The package has the archive itself only; what is asked for here is its header.
-            address = client._url("/containers/{0}/archive", container_id)
-            response = client.head(address, params={"path": path}, timeout=_CALL_SECONDS)
-            if response.status_code == 404:
-                return None
-            response.raise_for_status()
-            return str(json.loads(base64.b64decode(response.headers["X-Docker-Container-Path-Stat"]))["mtime"])
+        found = await self._call(lambda client: _look(client, container_id, path))
+        return None if found is None else str(found["mtime"])
 
-        return await self._call(changed_at)
+    async def stat(self, container_id: str, path: str) -> PathStat | None:
+        found = await self._call(lambda client: _look(client, container_id, path))
+        if found is None:
+            return None
+        return PathStat(not found["mode"] & _NO_FILE, found["size"], _moment(found["mtime"]))
+
+    async def changes(self, container_id: str) -> list[str]:
+        def changes(client: Any) -> list[str]:
+            # The package's own call reads whatever a job has left into memory.
+            address = client._url("/containers/{0}/changes", container_id)
+            with client.get(address, stream=True, timeout=_CALL_SECONDS) as response:
+                response.raise_for_status()
+                listed = response.raw.read(_MAX_CHANGES_BYTES + 1, decode_content=True)
+            if len(listed) > _MAX_CHANGES_BYTES:
+                raise TooLargeError("the engine lists too many changed files")
+            return [each["Path"] for each in json.loads(listed) or () if each["Kind"] != _REMOVED]
+
+        return await self._call(changes)
 
     async def put_archive(self, container_id: str, path: str, archive: bytes | BinaryIO) -> None:
         await self._call(lambda client: client.put_archive(container_id, path, archive))

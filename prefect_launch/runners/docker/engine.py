@@ -79,6 +79,20 @@ class Container(BaseModel):
         return self.status == "created" and bool(self.error)
 
 
+class PathStat(NamedTuple):
+    """What the engine says of a path in a container.
+
+    Attributes:
+        is_file: whether it is a regular file.
+        size: in bytes.
+        changed_at: when its content was changed last.
+    """
+
+    is_file: bool
+    size: int
+    changed_at: datetime
+
+
 class LogPiece(NamedTuple):
     """A piece of a container's log.
 
@@ -175,6 +189,18 @@ class Engine(ABC):
     async def changed_at(self, container_id: str, path: str) -> str | None:
         """Return a text that changes when something is added to a folder in a container; None when there is no such
         folder."""
+
+    @abstractmethod
+    async def stat(self, container_id: str, path: str) -> PathStat | None:
+        """Look at a path in a container, links not followed; None when there is nothing."""
+
+    @abstractmethod
+    async def changes(self, container_id: str) -> list[str]:
+        """List the absolute paths of what was added or changed in a container since it was made of its image.
+
+        Raises:
+            TooLargeError: when there is too much of it to be listed.
+        """
 
     @abstractmethod
     async def put_archive(self, container_id: str, path: str, archive: bytes | BinaryIO) -> None:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 
 import anyio
 
-from prefect_launch.core.filesystem import HolesWriter, data_bytes, fail, remove_tree, walk
+from prefect_launch.core.filesystem import HolesWriter, data_bytes, fail, make_folders, remove_tree, walk
 from prefect_launch.core.output_limits import (
     MAX_DEPTH,
     OUTPUTS_FILE,
@@ -44,6 +44,8 @@ INPUTS_PATH = "/launch/inputs"
 #: What is read of an outputs folder beyond its limit: holes, and files that are left out.
 _ZEROS_BYTES = 20 * 1024**3
 _COPY_BYTES = 1024 * 1024
+#: What an archive of one file has beside that.
+_HEADERS_BYTES = 64 * 1024
 #: What a config file may have.
 _MAX_CONFIG_BYTES = 16 * 1024**2
 
@@ -169,6 +171,22 @@ async def _collect_results(engine: Engine, container_id: str, target: Path, sele
         return
     if there:
         await anyio.to_thread.run_sync(_unpack_results, packed, target, selection)
+
+
+async def collect_file(engine: Engine, container_id: str, path: str, size: int, target: Path) -> None:
+    """Copy one file of a container to a place on this machine; one that is there is replaced."""
+    with tempfile.TemporaryFile(prefix=".kept-") as packed:
+        if await engine.get_archive(container_id, path, packed, size + _HEADERS_BYTES):
+            await anyio.to_thread.run_sync(_unpack_file, packed, target)
+
+
+def _unpack_file(packed: BinaryIO, target: Path) -> None:
+    packed.seek(0)
+    with tarfile.open(fileobj=packed) as archive:
+        member = archive.next()
+        if member is not None and member.isreg():
+            make_folders(target.parent)
+            _write(archive, member, target)
 
 
 def _unpack_results(packed: io.BytesIO, target: Path, selection: Selection) -> None:

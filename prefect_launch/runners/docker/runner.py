@@ -39,6 +39,7 @@ from prefect_launch.runners.base import (
     nothing,
     signal_of,
 )
+from prefect_launch.runners.docker.code_changes import with_container_changes
 from prefect_launch.runners.docker.engine import Container, Engine, Image, NameTakenError
 from prefect_launch.runners.docker.files import (
     INPUTS_PATH,
@@ -250,6 +251,7 @@ class LocalContainerRunner(Runner):
     options: ClassVar[frozenset[str]] = OPTIONS
     quantities: ClassVar[Mapping[str, Quantity]] = CONTAINER_QUANTITIES
     uses_this_machine: ClassVar[bool] = True
+    keeps_code_changes: ClassVar[bool] = True
 
     def __init__(self, home: Path, engine: Engine | None = None) -> None:
         super().__init__(home)
@@ -363,7 +365,7 @@ class LocalContainerRunner(Runner):
                 left_out = await self._collect(handle, plan)
             except (InfrastructureError, OSError) as error:
                 warnings.append(f"the outputs are not kept: {error}")
-        return exit_of(
+        end = exit_of(
             container,
             stopped=await _was_stopped(plan.run_dir),
             log_complete=not copier.problem,
@@ -371,6 +373,10 @@ class LocalContainerRunner(Runner):
             peak_memory_bytes=memory.seen_bytes,
             warnings=tuple(warnings),
         )
+        if container is None:
+            return end
+        async with self._copies:
+            return await with_container_changes(end, self._engine, container, plan)
 
     async def stop(self, handle: str, grace_seconds: float) -> None:
         container = await self._engine.container(handle)

@@ -91,6 +91,25 @@ async def bench(tmp_path: Path, shell_image: str) -> AsyncIterator[Bench]:
     await bench.clear()
 
 
+async def test_files_beside_the_code_are_kept_by_a_pattern_or_told(bench: Bench, tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    for name, text in {"notes.txt": "", "code.py": "pass", "config.yaml": "a: 1", ".launchignore": "/data/"}.items():
+        (code / name).write_text(text)
+    script = (
+        "mkdir -p ckpt/deep data .cache empty; echo one > ckpt/deep/1.pt; echo 1 > loss.csv; echo more >> notes.txt;"
+        " echo x > data/set; echo x > .cache/x; ln -s loss.csv link; chmod 600 code.py; echo 2 > /elsewhere"
+    )
+    more = {"keep": ["ckpt/**"], "file_overrides": {"config.yaml": {"a": 2}}}
+    plan = bench.plan(script, code_dir=code, **more)
+
+    end = await run(bench.runner, plan)
+
+    assert end.warnings == ()
+    assert (plan.output_dir / "ckpt" / "deep" / "1.pt").read_text() == "one\n"
+    assert end.code_changes.named == ("loss.csv", "notes.txt")
+
+
 async def test_container_killed_out_of_memory_is_reported_as_such(bench: Bench) -> None:
     # It lives on until the engine knows: with cgroups v1 it may never hear of what ends the whole container at once.
     plan = bench.plan(

@@ -12,7 +12,7 @@ import pytest
 
 from prefect_launch.errors import SourceError
 from prefect_launch.jobs import archive
-from prefect_launch.jobs.archive import pack
+from prefect_launch.jobs.archive import pack, taken_in
 
 
 def _write(folder: Path, **files: str) -> None:
@@ -68,6 +68,10 @@ async def test_ignore_files_keep_files_out_at_every_depth(code: Path) -> None:
     packed = (await pack(code)).paths
 
     assert packed == (".gitignore", "data/keep/x", "main.py", "requirements.txt", "src/.launchignore", "src/a")
+    (code / "src" / "__pycache__").mkdir()
+    (code / "src" / "__pycache__" / "x").write_text("")
+    there = [path.relative_to(code).as_posix() for path in code.rglob("*") if path.is_file()]
+    assert tuple(sorted(filter(taken_in(code), there))) == packed, "a path is asked for as the folder is gone through"
 
 
 async def test_launchignore_brings_back_what_gitignore_leaves_out(code: Path) -> None:
