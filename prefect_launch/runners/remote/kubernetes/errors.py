@@ -1,7 +1,8 @@
 """Answers of the Kubernetes API that are no success, as errors that say who must act and how.
 
-A cluster that is away, overloaded or does not know the agent's token any more is `UnreachableError`: no run ends, and
-the item waits. A missing right is an error for the agent's operator; a refused manifest is one for its author.
+A cluster that is away, overloaded, fails inside or does not know the agent's token any more is `UnreachableError`: no
+run ends, and the item waits. A missing right is an error for the agent's operator; a refused manifest is one for its
+author.
 """
 
 from __future__ import annotations
@@ -164,9 +165,10 @@ def error_of(answer: Answer, what: str, host: str) -> LaunchError:
         )
     if answer.code in (502, 503, 504):
         return UnreachableError(f"The cluster at {host} did not {what}: {said}. It is asked again.")
-    return InfrastructureError(
-        f"The cluster at {host} failed to {what}: {said} (HTTP {answer.code}). Look at its API server's log."
-    )
+    failed = f"The cluster at {host} failed to {what}: {said} (HTTP {answer.code})."
+    if answer.code >= 500:  # Its storage is busy, or a webhook of its own is away.
+        return NoRoomError(f"{failed} It is asked again later. Look at what it names, or at its API server's log.")
+    return InfrastructureError(f"{failed} Look at its API server's log.")
 
 
 def _refused(answer: Answer, what: str) -> LaunchError:

@@ -142,6 +142,13 @@ REFUSALS: dict[str, tuple[int, str, str, type[LaunchError], str]] = {
         UnreachableError,
         "exceeded quota",
     ),
+    "webhook": (
+        500,
+        "InternalError",
+        'Internal error occurred: failed calling webhook "kueue.example.com": connect: connection refused',
+        NoRoomError,
+        "kueue.example.com.*asked again later",
+    ),
     "right": (
         403,
         "Forbidden",
@@ -164,7 +171,7 @@ async def test_refused_job_is_the_matter_of_who_can_mend_it_and_leaves_nothing_b
     server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path, what: str
 ) -> None:
     code, reason, message, error, said = REFUSALS[what]
-    server.answer("POST .*/jobs", code, reason, message)
+    server.answer("POST .*/jobs", code, reason, message, times=3)
     with pytest.raises(error, match=said):
         await runner.create(plan_in(tmp_path))
     assert server.store.list(("apis/batch/v1", "jobs")) == []

@@ -43,7 +43,8 @@ def answer(code: int, message: str = "", reason: str = "", **more: Any) -> Launc
         (409, "Conflict", NoRoomError),
         (410, "Expired", ExpiredError),
         (429, "TooManyRequests", OverloadedError),
-        (500, "InternalError", InfrastructureError),
+        (418, "Teapot", InfrastructureError),
+        (500, "InternalError", NoRoomError),
         (503, "ServiceUnavailable", UnreachableError),
     ],
 )
