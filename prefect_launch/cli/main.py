@@ -45,6 +45,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "agent": ("prefect_launch.cli.agent:app", "Run an agent, serve it as a deployment, check, list and drain agents."),
     "top": ("prefect_launch.cli.top:app", "Show queues, agents, devices and active runs on one live screen."),
+    "notify": ("prefect_launch.cli.notify:app", "Send a message when items fail, crash, or wait for too long."),
     "demo": (
         "prefect_launch.cli.demo:app",
         "Run a demo: an embedded server, a real training job, three runs on a queue or a sweep, one agent.",
