@@ -14,7 +14,7 @@ from prefect.logging import get_logger
 from prefect_launch.client.api import Api
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.validation import check_json
-from prefect_launch.errors import InternalError, LaunchError, NotFoundError, SpecError
+from prefect_launch.errors import LaunchError, NotFoundError, SpecError
 from prefect_launch.jobs.model import GitJobSource, Job, JobDraft, SourceKind, check_version
 from prefect_launch.planning.image_pinning import Digests, with_digest
 from prefect_launch.planning.item_options import check_resource, item_macros, merged_options
@@ -30,6 +30,7 @@ from prefect_launch.queues.session import QUEUE_LABEL, CachedQueue, Session
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.server.values import Item, ItemDraft, State
 from prefect_launch.sources.notebook import notebook_in
+from prefect_launch.sources.wandb_hosts import run_address
 from prefect_launch.spec.code_options import parse_image
 from prefect_launch.spec.item_outputs import with_values
 from prefect_launch.spec.item_parameters import labels_of, run_id_of, tags_of
@@ -90,31 +91,44 @@ def same_uri(spec: LaunchSpec) -> tuple[object, ...] | None:
     return (spec.uri, spec.git.version, spec.overrides.entry_point, spec.entity, spec.project) if spec.uri else None
 
 
-async def job_named_by(spec: LaunchSpec, jobs: JobRegistry) -> NamedJob:
-    """Find the job that a spec names. It stores nothing; it may read a git remote.
+async def job_named_by(spec: LaunchSpec, session: Session) -> NamedJob:
+    """Find the job that a spec names. It stores nothing; it may read a git remote or a W&B server.
 
     Raises:
-        NotFoundError: for an unknown job, branch, tag or commit.
-        SourceError: for a URI that is no git remote, or one that cannot be read.
+        NotFoundError: for an unknown job, run, branch, tag or commit.
+        SourceError: for a URI that is no git remote or W&B run, or one that cannot be read.
         InfrastructureError: when the network or a host is at fault.
     """
     if spec.job:
-        return NamedJob(await jobs.resolve(spec.job))
-    if not spec.uri:
+        try:
+            return NamedJob(await session.jobs.resolve(spec.job))
+        except NotFoundError as error:
+            from prefect_launch.client.wandb_job import draft_of_job
+
+            draft = await draft_of_job(spec.job, error, session.read_secret)
+    elif spec.uri:
+        draft = await _draft_of_uri(spec, spec.uri, session)
+    else:
         return NamedJob()
+    found = await session.jobs.find_same(draft)
+    return NamedJob(found) if found is not None else NamedJob(await session.jobs.preview(draft), draft)
+
+
+async def _draft_of_uri(spec: LaunchSpec, uri: str, session: Session) -> JobDraft:
+    given = {"entity": spec.entity, "project": spec.project, "entrypoint": spec.overrides.entry_point or ()}
+    if (run := run_address(uri)) is not None:
+        from prefect_launch.client.wandb_job import draft_of_run
+
+        if spec.git.version is not None:
+            raise SpecError(
+                f"version={spec.git.version!r} chooses what a git uri is taken at, and {str(run)!r} is a W&B run, which"
+                " has a commit of its own. Leave version out."
+            )
+        return await draft_of_run(run, given, session.read_secret)
     from prefect_launch.client.create_job import JobRequest, draft_job
 
-    request = JobRequest(
-        path=spec.uri,
-        job_type="git",
-        entity=spec.entity,
-        project=spec.project,
-        entrypoint=spec.overrides.entry_point or (),
-        git_hash=spec.git.version,
-    )
-    draft, _ = await draft_job(request)
-    found = await jobs.find_same(draft)
-    return NamedJob(found) if found is not None else NamedJob(await jobs.preview(draft), draft)
+    draft, _ = await draft_job(JobRequest(path=uri, job_type="git", git_hash=spec.git.version, **given))
+    return draft
 
 
 def with_job(spec: LaunchSpec, job: Job) -> LaunchSpec:
@@ -122,12 +136,11 @@ def with_job(spec: LaunchSpec, job: Job) -> LaunchSpec:
     if not spec.uri:
         return spec.model_copy(update={"job": job.reference})
     source = job.document.source
-    if not isinstance(source, GitJobSource):
-        raise InternalError(f"The job {job.reference} was made of the URI {spec.uri!r}, but is no git job.")
+    git = source.git if isinstance(source, GitJobSource) else None  # A W&B run may have none.
     changes = {
         "uri": None,
         "job": job.reference,
-        "git": GitSource(repo=source.git.remote, version=source.git.commit),
+        "git": GitSource(repo=git.remote, version=git.commit) if git else GitSource(),
         "overrides": spec.overrides.model_copy(update={"entry_point": None}),  # It is the job's own now.
     }
     return spec.model_copy(update=changes)
@@ -279,7 +292,7 @@ async def resolve_source(session: Session, spec: LaunchSpec) -> NamedJob:
     """Return the job that a spec names, at its version, or that would be made of its URI; none for an image."""
     if spec.image:
         parse_image(spec.image)
-    return await job_named_by(spec, session.jobs)
+    return await job_named_by(spec, session)
 
 
 def draft_item(api: Api, queue: CachedQueue, spec: LaunchSpec, job: Job | None) -> ItemDraft:

@@ -294,7 +294,7 @@ async def launch_flow(arguments: Mapping[str, Any]) -> AbstractRun:
 
 async def _pin(session: Session, spec: LaunchSpec, item_id: str) -> tuple[LaunchSpec, Job | None]:
     """Pin the version of the job, so that every attempt runs the same; creates a URI's job after all checks."""
-    named = await job_named_by(spec, session.jobs)
+    named = await job_named_by(spec, session)
     if named.job is not None and named.draft is not None:
         await preview_plan(_request(with_job(spec, named.job), named.job, item_id, 1), _machine_settings(), named.job)
     await named.check_overrides(spec, session.jobs, spec.resource or default_resource(named.job))

@@ -11,20 +11,18 @@ machine and the agents read; an agent's own configuration may have them, too, un
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from prefect_launch.core.masking import without_users
 from prefect_launch.core.units import parse_duration
-from prefect_launch.core.validation import reason
-from prefect_launch.errors import AgentConfigError, SourceError, SpecError
+from prefect_launch.errors import SourceError, SpecError
+from prefect_launch.sources.machine_settings import read_machine_settings
 
 #: git gets them too, so that a redirect or a submodule cannot bypass the rule.
 ALLOWED_PROTOCOLS: Final = ("https", "ssh")
@@ -108,8 +106,9 @@ def reject_web_pages(uri: str) -> None:
         return
     if _WANDB_HOST.match(parts.hostname or "") or _WANDB_RUN.match(parts.path):
         raise SourceError(
-            f"The URI {_plain(uri)!r} is a W&B run or job, which this version cannot take over. Give the git repository"
-            " that it was made from, with its commit."
+            f"The URI {_plain(uri)!r} is a page of a W&B server, and no git repository. A run can be queued by its"
+            " address, as uri='https://HOST/ENTITY/PROJECT/runs/ID', and a job by its name, as"
+            " job='ENTITY/PROJECT/NAME:ALIAS'. Or give the git repository that it was made from, with its commit."
         )
     page = _PAGE.match(parts.path)
     if page is None or parts.path.endswith(".git"):
@@ -206,17 +205,4 @@ def machine_git_settings() -> GitSettings:
     Raises:
         AgentConfigError: when the file cannot be read, or says something that it must not.
     """
-    named = os.environ.get(GIT_CONFIG_VARIABLE)
-    path = Path(named or GIT_CONFIG_FILE).expanduser()
-    if not named and not path.is_file():
-        return GitSettings()
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise AgentConfigError(f"The git settings {str(path)!r} cannot be read: {error}. Correct the file.") from None
-    try:
-        return GitSettings.model_validate(found)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise AgentConfigError(f"The git settings {str(path)!r} are wrong at {where}: {reason(first)}.") from None
+    return read_machine_settings(GitSettings, GIT_CONFIG_FILE, GIT_CONFIG_VARIABLE, "git settings")

@@ -145,7 +145,7 @@ class LaunchSpec(_Part):
     docker: DockerSource = DockerSource()
     image_uri: str | None = Field(default=None, description="The same as docker.docker_image.")
     uri: Annotated[str | None, Option(("-u", "--uri"), "URI")] = Field(
-        default=None, description="A git repository: https, ssh, or git@host:path."
+        default=None, description="A git repository (https, ssh, or git@host:path), or a run of a W&B server."
     )
     git: GitSource = GitSource()
     overrides: Overrides = Overrides()

@@ -46,7 +46,7 @@ async def check_sweep_request(api: Api, session: Session, config: SweepConfig) -
         spec = trial_spec(config, nobody, TrialRecord(number=number, attempt=1, params=params))
         named = named or await resolve_source(session, spec)
         if named.draft is not None:
-            raise SpecError(f"The sweep's trials name the URI {spec.uri!r}. Make a job of it, and name that.")
+            raise SpecError(f"The sweep's trials name {spec.uri or spec.job!r}. Make a job of it, and name that.")
         await check_item(api, session, spec, queue, named)
     if named is None:
         raise SpecError("The sweep has no point to try.")

@@ -10,6 +10,7 @@ import pytest
 
 from prefect_launch import launch_add, launch_add_many
 from prefect_launch.errors import (
+    AgentConfigError,
     InputError,
     InvalidNameError,
     LaunchError,
@@ -38,7 +39,13 @@ REFUSED: list[tuple[dict[str, Any], type[LaunchError], str]] = [
     ({"uri": "placeholder-uri-scheduler"}, SourceError, "Refusing to fetch git remote 'placeholder-uri-scheduler'"),
     ({"uri": "--upload-pack=id"}, SourceError, "Refusing"),
     ({"uri": "https://me:token@x/y.git"}, SourceError, r"'https://\*\*\*@x/y.git' holds credentials"),
-    ({"uri": "https://wandb.ai/team/digits/runs/abc"}, SourceError, "is a W&B run or job"),
+    ({"uri": "https://wandb.ai/team/digits/runs/abc"}, AgentConfigError, "not one that this machine may ask"),
+    ({"uri": "https://wandb.ai/team/digits/sweeps/abc"}, SourceError, "is a page of a W&B server"),
+    (
+        {"uri": "https://wandb.ai/team/digits/runs/abc", "config": {"git": {"version": "v1"}}},
+        SpecError,
+        "is a W&B run, which has a commit",
+    ),
     ({"uri": "https://github.com/team/x/tree/main/sub"}, SourceError, "Give 'https://github.com/team/x' as the URI"),
     ({"uri": "https://x/y.git", "entry_point": ["python", "../z.py"]}, SpecError, r"leaves the job's code"),
     ({"uri": "https://x/y.git", "entity": "a/b"}, InvalidNameError, "entity"),

@@ -84,9 +84,9 @@ def test_repository_gives_its_name_to_the_job() -> None:
         ("https://github.com/team/x/commit/abc123", "as the URI and 'abc123' as the version"),
         ("https://github.com/team/x/pull/5", "Give 'https://github.com/team/x' as the URI."),
         ("https://me:tok@github.com/team/x/tree/main", "Give 'https://github.com/team/x' as the URI"),
-        ("https://wandb.ai/team/digits/runs/abc", "W&B run"),
-        ("https://api.wandb.ai/team/digits", "W&B run"),
-        ("https://wandb.our-company.example/team/digits/runs/abc", "W&B run"),
+        ("https://wandb.ai/team/digits/runs/abc", "page of a W&B server"),
+        ("https://api.wandb.ai/team/digits", "page of a W&B server"),
+        ("https://wandb.our-company.example/team/digits/runs/abc", "page of a W&B server"),
     ],
 )
 def test_page_is_refused_with_the_remote_that_it_is_of(page: str, told: str) -> None:
