@@ -67,7 +67,7 @@ def add(
 
 
 @run_app.command("run", cls=PassesArgs, epilog=_RUN_EXAMPLES)
-@flattened("queue", "variables", "build", *map(parameter_of, ("priority", "registry.uri", "docker.pin")))
+@flattened("queue", "variables", "build", "after", *map(parameter_of, ("priority", "registry.uri", "docker.pin")))
 def run(
     options: LaunchOptions,
     verbose: Annotated[bool, typer.Option("--verbose", metavar="", help="Print Prefect's own log lines too.")] = False,

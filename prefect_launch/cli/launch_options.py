@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, get_type_hints
 
 import typer
 
+from prefect_launch.cli.item_view import find
 from prefect_launch.cli.options import (
     ArgsArgument,
     ConfigOption,
@@ -44,6 +45,12 @@ VariablesOption = Annotated[
     list[str] | None,
     typer.Option(
         "-v", "--template-variable", metavar="VAR=VALUE", help="A template variable of the queue. Repeatable."
+    ),
+]
+AfterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--after", metavar="ID", help="Start when this item has completed: its id or its name. Repeat for more."
     ),
 ]
 BuildOption = Annotated[
@@ -79,17 +86,18 @@ class OwnOptions:
     inputs: SetOption = None
     variables: VariablesOption = None
     build: BuildOption = False
+    after: AfterOption = None
     args: ArgsArgument = None
 
     def launch_config(self, api: Api) -> dict[str, Any]:
-        """Return the options as one launch config; reads only the job's schema from the server.
+        """Return the options as one launch config; reads the job's schema and the items of --after from the server.
 
         Raises:
             SpecError: when a value cannot be read.
             NotFoundError: for an unknown job.
         """
         config = {} if self.config is None else _with_whole_ids(api, read_mapping(self.config, "--config"))
-        given = {}
+        given: dict[str, Any] = {"after": [find(api, one).id for one in self.after]} if self.after else {}
         for spec_field in _SPEC_FIELDS:
             value = getattr(self, parameter_of(spec_field.path))
             if value is not None:

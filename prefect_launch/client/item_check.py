@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from prefect.logging import get_logger
 
@@ -26,6 +27,7 @@ from prefect_launch.policy.submitter_options import merge_resource_args
 from prefect_launch.queues.item_outputs import find_outputs
 from prefect_launch.queues.options import QueueOptions, make_config
 from prefect_launch.queues.pool import DEFAULT_QUEUE, create_queue
+from prefect_launch.queues.predecessors import judge_predecessors, read_items
 from prefect_launch.queues.session import QUEUE_LABEL, CachedQueue, Session
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.server.values import Item, ItemDraft, State
@@ -217,6 +219,7 @@ async def check_item(
         SubmitterError: naming what is wrong, and the next step.
     """
     named = named or await resolve_source(session, spec)
+    await _check_predecessors(session, spec)
     queue = await _queue(session, queue_name, spec, named.job)
     digests = digests or Digests(session.digest_cache)
     await _warn_of_locked_fields(session, queue, spec)
@@ -248,6 +251,24 @@ async def check_named_on_server(session: Session, queue: CachedQueue, spec: Laun
     if asked.keys() - {ENV}:
         options = merge_resource_args(queue.config.resource_args, asked)
         await runner_class(queue.config.resource).check_on_server(options, session.server)
+
+
+async def _check_predecessors(session: Session, spec: LaunchSpec) -> None:
+    """Refuse an item that waits for another one that is not there, or has ended without success.
+
+    Raises:
+        NotFoundError: naming the one that is not there.
+        SpecError: naming the one that has ended, and how.
+    """
+    ids = [UUID(one) for one in spec.after]
+    found = await read_items(session.server, ids) if ids else {}
+    for one in ids:
+        if one not in found:
+            raise NotFoundError(
+                f"There is no item {str(one)!r} to start after. 'prefect-launch item list' shows the items."
+            )
+    if failure := judge_predecessors(ids, found).failure:
+        raise SpecError(f"It would never start. {failure}")
 
 
 async def _warn_of_locked_fields(session: Session, queue: CachedQueue, spec: LaunchSpec) -> None:

@@ -43,6 +43,7 @@ def request_of(item: Item) -> dict[str, Any]:
         "entry_point": list(spec.overrides.entry_point or ()),
         "resource_args": spec.resource_args,
         "template_variables": spec.template_variables,
+        "after": list(spec.after),
         "rerun_of": item.labels.get(RERUN_LABEL),
     }
 

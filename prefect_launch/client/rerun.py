@@ -34,6 +34,7 @@ def spec_again(item: Item) -> LaunchSpec:
     spec = spec_of(item)
     changes: dict[str, Any] = {
         "run_id": None,
+        "after": (),
         "sweep_id": None,  # The sweep did not choose it, and may have ended.
         # The digest is asked for now: a lookup would give what the tag means by now.
         "docker": spec.docker.model_copy(update={"resolved": False}),

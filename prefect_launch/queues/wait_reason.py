@@ -21,6 +21,7 @@ from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.core.units import utc_minute, utc_time
 from prefect_launch.jobs.index import PATH_TAG
 from prefect_launch.queues.agent_status import AgentInfo, online_agents, problem_of
+from prefect_launch.queues.predecessors import Predecessors, read_predecessors
 from prefect_launch.queues.sweep_status import read_sweep_status, sweep_of
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import JOB_FLOW, PAGE, Item, ItemFilter, PriorityQueue
@@ -38,6 +39,7 @@ class WaitCause(str, Enum):
     """Cause of a wait; the word precedes the reason in the item's log."""
 
     PAUSED = "paused"
+    PREDECESSOR = "predecessor"
     NOT_DUE = "not due"
     NO_AGENT = "no agent"
     AWAY = "engine away"
@@ -91,6 +93,7 @@ class WaitFacts(BaseModel):
         default="", description="Which GPUs one asks for that no agent has looked at yet: `2 GPUs`."
     )
     held_by_sweep: str = Field(default="", description="Why its sweep holds it, if it does.")
+    waits_for: str = Field(default="", description="Which items it starts after, if they have not completed.")
 
 
 class WaitReason(BaseModel):
@@ -143,6 +146,8 @@ def explain_wait(facts: WaitFacts) -> WaitReason:
 
 
 _Reason = tuple[WaitCause, str]
+#: Nothing that is known says when these waits end.
+_OPEN_END: Final = (WaitCause.PAUSED, WaitCause.PREDECESSOR, WaitCause.NO_AGENT)
 
 
 def _paused(facts: WaitFacts) -> _Reason | None:
@@ -158,6 +163,10 @@ def _paused(facts: WaitFacts) -> _Reason | None:
 
 def _held_by_sweep(facts: WaitFacts) -> _Reason | None:
     return (WaitCause.PAUSED, facts.held_by_sweep) if facts.held_by_sweep else None
+
+
+def _predecessors(facts: WaitFacts) -> _Reason | None:
+    return (WaitCause.PREDECESSOR, facts.waits_for) if facts.waits_for else None
 
 
 def _not_due(facts: WaitFacts) -> _Reason | None:
@@ -272,6 +281,7 @@ def _next_in_turn(facts: WaitFacts) -> _Reason:
 _CHECKS: Final[tuple[Callable[[WaitFacts], _Reason | None], ...]] = (
     _paused,
     _held_by_sweep,
+    _predecessors,
     _not_due,
     _no_agent,
     _away,
@@ -297,7 +307,7 @@ def _expected_start(facts: WaitFacts, cause: WaitCause) -> datetime | None:
     queue = facts.queue
     if cause is WaitCause.NOT_DUE:
         return _due(facts.item)
-    if facts.past is None or cause in (WaitCause.PAUSED, WaitCause.NO_AGENT) or is_scheduler(facts.item):
+    if facts.past is None or cause in _OPEN_END or is_scheduler(facts.item):
         return None
     typical = facts.past.typical_seconds
     running = [_seconds_in_work(item, queue.now) for item in queue.in_work if not is_scheduler(item)]
@@ -477,6 +487,7 @@ async def _read_place(
         ),
     )
     sweep = sweep_of(item)
+    predecessors = (await read_predecessors(server, [item])).get(item.id, Predecessors())
     return WaitFacts(
         queue=queue,
         item=item,
@@ -485,4 +496,5 @@ async def _read_place(
         waiting=max(1, in_all + (not is_there)),
         past=past,
         held_by_sweep=(await read_sweep_status(server, sweep)).held if sweep is not None else "",
+        waits_for=predecessors.failure or predecessors.waits_for,
     )

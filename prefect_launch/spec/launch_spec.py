@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any
+from uuid import UUID
 
 from pydantic import (
     AfterValidator,
@@ -213,12 +214,25 @@ class LaunchSpec(_Part):
     priority: Annotated[Priority, Option(("-P", "--priority"), "PRIORITY", in_secure_mode=True)] = Field(
         default=Priority.MEDIUM, description="critical, high, medium or low; or 1 to 4. Default: medium."
     )
+    after: Annotated[tuple[str, ...], Option(in_secure_mode=True)] = Field(
+        default=(), description="Ids of items that must complete before it starts."
+    )
     retries: Annotated[Retries | None, Option(("--retries",), "RULE", form=RETRIES_FORM)] = Field(
         default=None,
         description='Retry rule: how often at most, or {"max": 3, "on": ["failed", "oom"], "delay": 30}.'
         " Default: as its job says.",
         json_schema_extra=lambda schema: schema["anyOf"].append({"type": "integer", "minimum": 0}),  # type: ignore[union-attr]
     )
+
+    @field_validator("after", mode="before")
+    @classmethod
+    def _parse_after(cls, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            raise SpecError(f"Invalid after {value!r}: give a list of ids of items, such as [{str(UUID(int=0))!r}].")
+        try:
+            return tuple(dict.fromkeys(str(UUID(str(one))) for one in value))
+        except ValueError:
+            raise SpecError(f"Invalid after {value!r}: an id of an item is a UUID, as launch_add returns it.") from None
 
     @field_validator("priority", mode="before")
     @classmethod

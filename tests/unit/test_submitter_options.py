@@ -217,6 +217,7 @@ SET: dict[str, Any] = {
     "run_id": "r1",
     "author": "ann",
     "sweep_id": "s1",
+    "after": ["0198b2a4-0000-7000-8000-000000000001"],
     "resource": "local-process",
     "resource_args": {"local-process": {"env": {"LD_PRELOAD": "/tmp/x.so"}}},
     "template_variables": {"gpu": "0"},
@@ -237,7 +238,17 @@ SET: dict[str, Any] = {
 }
 PASSES = {
     *("job", "overrides.run_config", "template_variables", "priority", "name", "entity", "project", "run_id"),
-    *("author", "sweep_id", "resource", "git.repo", "git.version", "docker.digest", "docker.resolved", "metric"),
+    *(
+        "author",
+        "sweep_id",
+        "after",
+        "resource",
+        "git.repo",
+        "git.version",
+        "docker.digest",
+        "docker.resolved",
+        "metric",
+    ),
 }
 
 

@@ -197,6 +197,10 @@ class AdmissionCheck(Protocol):
         ...
 
 
+#: Returns those of a poll's items that may start now, in their order.
+Startable = Callable[[Sequence[Item]], Awaitable[list[Item]]]
+
+
 class Candidates:
     """The items of one queue that this agent may try for.
 
@@ -205,14 +209,22 @@ class Candidates:
         queue: the queue's name.
         admission: decides which of them; by default all.
         ahead_seconds: how long it may be to the next poll, which is how far each looks ahead.
+        startable: drops those that may not start yet, once a poll; by default none.
     """
 
     def __init__(
-        self, server: Server, queue: str, admission: AdmissionCheck | None = None, *, ahead_seconds: float = 0.0
+        self,
+        server: Server,
+        queue: str,
+        admission: AdmissionCheck | None = None,
+        *,
+        ahead_seconds: float = 0.0,
+        startable: Startable | None = None,
     ) -> None:
         self._server = server
         self._queue = queue
         self._admission = admission
+        self._startable = startable
         self._ahead = timedelta(seconds=min(ahead_seconds + _MARGIN_SECONDS, _MOST_AHEAD_SECONDS))
         self._due_at = float("inf")
         self._pager = QueuePager(server, queue)
@@ -268,7 +280,7 @@ class Candidates:
         if found is None and not self._was_all:
             # All that came is not for us, or not yet; what is may lie behind it.
             front = await self._poll(PAGE, datetime.now(timezone.utc))
-            self._keep(front, PAGE)
+            await self._keep(front, PAGE)
             found = await self._take(skip, schedulers)
             if found is None and len(front) == PAGE:
                 found = await self._pager.find(front, lambda page: self._take_of(page, skip, schedulers))
@@ -294,7 +306,7 @@ class Candidates:
     async def _take_of(self, page: list[Item], skip: Collection[UUID], schedulers: bool) -> Item | None:
         """Take an item of a page from behind the front; what is left of it may be claimed for as long as of a poll."""
         self._polled_at = time.monotonic()
-        self._items = self._in_turn(page)
+        await self._set_items(page)
         return await self._take(skip, schedulers)
 
     async def _look_ahead(self, limit: int) -> None:
@@ -304,13 +316,14 @@ class Candidates:
         later = [due for item in found if (due := item.next_scheduled_start_time) is not None and due > now]
         wait = (min(later) - now).total_seconds() if later else float("inf")
         self._due_at = self._polled_at + max(wait, _SHORTEST_WAIT_SECONDS)
-        self._keep([item for item in found if (item.next_scheduled_start_time or now) <= now], limit, more=bool(later))
+        ready = [item for item in found if (item.next_scheduled_start_time or now) <= now]
+        await self._keep(ready, limit, more=bool(later))
 
     async def _poll(self, limit: int, before: datetime) -> list[Item]:
         self._polled_at, self._has_passed_over = time.monotonic(), False
         return await self._server.poll(self._queue, limit=limit, before=before)
 
-    def _keep(self, due: list[Item], limit: int, *, more: bool = False) -> None:
+    async def _keep(self, due: list[Item], limit: int, *, more: bool = False) -> None:
         """Keep what a poll showed as due.
 
         Args:
@@ -318,12 +331,18 @@ class Candidates:
             limit: how many were asked for.
             more: what is not due yet was shown too, perhaps in the place of what is.
         """
-        self._items = self._in_turn(due)
+        await self._set_items(due)
         self._was_all = len(due) < limit and not more
         if self._was_all:
             self._pager.is_empty()
         if self._admission is not None and (self._was_all or (limit == PAGE and not more)):
             self._admission.sync_waiting(self._queue, {item.id for item in due} | self._pager.shown)
+
+    async def _set_items(self, due: list[Item]) -> None:
+        """Be about these items, in the server's order, but for those that may not start yet."""
+        startable = due if self._startable is None else await self._startable(due)
+        self._has_passed_over |= len(startable) < len(due)
+        self._items = self._in_turn(startable)
 
     def _in_turn(self, due: list[Item]) -> deque[Item]:
         contended = time.monotonic() - self._lost_at < CONTENDED_SECONDS

@@ -15,6 +15,7 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.agent.polling.candidates import AdmissionCheck, Candidates
+from prefect_launch.agent.polling.predecessor_gate import PredecessorGate
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError, unknown_name
 from prefect_launch.queues.claim import COUNTED, claim, is_over_limit, release_claim
@@ -73,8 +74,10 @@ class QueuePoller:
         self._admission = admission
         self._opens = opens
         self._turn = deque(queues)
+        startable = PredecessorGate(session).startable
         self._candidates = {
-            queue: Candidates(session.server, queue, admission, ahead_seconds=poll_seconds) for queue in queues
+            queue: Candidates(session.server, queue, admission, ahead_seconds=poll_seconds, startable=startable)
+            for queue in queues
         }
         self._limits: dict[str, Limits] = {}
 

@@ -21,6 +21,7 @@ import anyio
 from prefect_launch.agent.log_notes import LOGGER, log_note
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError
+from prefect_launch.queues.predecessors import read_predecessors
 from prefect_launch.queues.sweep_status import SweepStatuses, sweep_of
 from prefect_launch.queues.wait_reason import (
     Past,
@@ -115,6 +116,7 @@ class WaitReasonLogger:
             left = MOST_ITEMS - len(found)
             waiting = await self._server.list_waiting(queue.queue, priority.name, limit=left) if left > 0 else []
             urgent = len(found)
+            predecessors = await read_predecessors(self._server, waiting)
             found += [
                 WaitFacts(
                     queue=queue,
@@ -123,6 +125,7 @@ class WaitReasonLogger:
                     ahead_by_time=earlier,
                     waiting=in_all,
                     held_by_sweep=await self._held_by_sweep(item),
+                    waits_for=predecessors[item.id].waits_for if item.id in predecessors else "",
                 )
                 for earlier, item in enumerate(waiting)
             ]
