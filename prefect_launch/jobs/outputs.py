@@ -150,9 +150,11 @@ async def read_output(files: StoredFiles, item_id: str, attempt: int, name: str)
 
 
 def _none_stored(files: StoredFiles, item_id: str, attempt: int) -> NotFoundError:
+    # By default it is a folder of each machine's own.
+    shared = " On another machine than the agent's, both need one job store." if files.keeps_holes else ""
     return NotFoundError(
         f"Attempt {attempt} of the item {item_id} has no outputs in the job store {files}."
-        " A run leaves outputs in the folder that $LAUNCH_OUTPUT_DIR names; they are stored when it has ended."
+        f" A run leaves outputs in the folder that $LAUNCH_OUTPUT_DIR names; they are stored when it has ended.{shared}"
     )
 
 

@@ -35,6 +35,7 @@ LOG = "printf 'one\\n'; printf 'two\\n' >&2; printf 'b\\377d, no newline'"
 OUTPUTS = 'mkdir "$LAUNCH_OUTPUT_DIR/deep"; printf \'{"accuracy": 0.9}\' > "$LAUNCH_OUTPUT_DIR/outputs.json";' + (
     ' printf hello > "$LAUNCH_OUTPUT_DIR/deep/file.txt"'
 )
+BESIDE = "mkdir kept; printf kept > kept/file.txt; printf lost > lost.txt"
 INPUT = 'cat "$MODEL"; echo changed > "$MODEL"'
 SLEEP = "sleep 60"
 SLEEP_SHORTLY = "sleep 1; echo awake; exit 4"
@@ -169,6 +170,14 @@ class RunnerContract:
         assert file.exists() is runner.returns_files
         if runner.returns_files:
             assert file.read_text(encoding="utf-8") == "hello"
+
+    async def test_file_beside_the_code_is_kept_by_its_pattern_and_else_told(self, world: World) -> None:
+        runner, plan = world.runner(), world.plan(BESIDE).model_copy(update={"keep": ("kept/**",)})
+        if plan.code_dir is None or not runner.keeps_code_changes:
+            return
+        end = await run(runner, plan)
+        assert (plan.output_dir / "kept" / "file.txt").read_text(encoding="utf-8") == "kept"
+        assert (end.code_changes.named, end.warnings) == (("lost.txt",), ())
 
     async def test_output_of_another_item_is_read_where_the_resource_shows_it(self, world: World) -> None:
         runner, plan = world.runner(), world.plan(INPUT)

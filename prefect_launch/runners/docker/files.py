@@ -58,21 +58,16 @@ def open_folder_archive(name: str) -> bytes:
     return _archive([(folder, b"")])
 
 
-async def put_outputs_in(engine: Engine, container_id: str, folder: Path) -> None:
-    """Copy the outputs of the last attempt into a container that does not run yet, for every user to change."""
-    with tempfile.TemporaryFile(prefix="launch-outputs-") as packed:
-        await anyio.to_thread.run_sync(_pack_open, folder, packed)
+async def put_files_in(engine: Engine, container_id: str, folder: Path, place: str) -> None:
+    """Copy outputs, of the last attempt or of other items, into a container that does not run yet.
+
+    Every user may change them. The container may be read-only: they are in a volume of its own.
+    """
+    parent, name = posixpath.split(place)
+    with tempfile.TemporaryFile(prefix=f"launch-{name}-") as packed:
+        await anyio.to_thread.run_sync(lambda: _pack_open(folder, packed, name=name))
         packed.seek(0)
-        parent, _ = posixpath.split(OUTPUT_DIR)
         await engine.put_archive(container_id, parent, packed)
-
-
-async def put_inputs_in(engine: Engine, container_id: str, folder: Path) -> None:
-    """Copy the outputs of other items into a container that does not run yet."""
-    with tempfile.TemporaryFile(prefix="launch-inputs-") as packed:
-        await anyio.to_thread.run_sync(lambda: _pack_open(folder, packed, name=INPUTS_PATH.lstrip("/")))
-        packed.seek(0)
-        await engine.put_archive(container_id, "/", packed)
 
 
 async def put_code_in(engine: Engine, container_id: str, folder: Path) -> None:
@@ -86,9 +81,7 @@ async def put_code_in(engine: Engine, container_id: str, folder: Path) -> None:
         await engine.put_archive(container_id, "/", packed)
 
 
-def _pack_open(
-    folder: Path, into: BinaryIO, *, name: str = posixpath.basename(OUTPUT_DIR), links: bool = False
-) -> None:
+def _pack_open(folder: Path, into: BinaryIO, *, name: str, links: bool = False) -> None:
     def opened(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
         taken = member.isreg() or member.isdir() or (links and (member.issym() or member.islnk()))
         if posixpath.basename(member.name) == ".git" or not taken:

@@ -190,7 +190,8 @@ def container_config(plan: RunPlan, image: Image) -> dict[str, Any]:
     """Return the body of the Docker Engine API's "create a container", and `platform` as a key of its own.
 
     What the plan says wins over options. A run as root gets an unnamed volume for its outputs, which costs nothing;
-    another user gets the folder above as the volume, and a folder in it that it can write to.
+    another user gets the folder above as the volume, and a folder in it that it can write to. So does a run that gets
+    outputs of other items, which are in that volume too.
     """
     options = dict(plan.options)
     env = with_default_variables({**options.get("env", {}), **plan.env}, OUTPUT_DIR)
@@ -217,7 +218,7 @@ def container_config(plan: RunPlan, image: Image) -> dict[str, Any]:
     elif plan.args or "Cmd" in made:
         made["Cmd"] = [*made.get("Cmd", []), *plan.args]
     is_root = made.get("User", image.user) in _ROOT
-    made["Volumes"] = {OUTPUT_DIR if is_root else posixpath.dirname(OUTPUT_DIR): {}}
+    made["Volumes"] = {OUTPUT_DIR if is_root and not plan.input_files else posixpath.dirname(OUTPUT_DIR): {}}
     return made
 
 

@@ -49,8 +49,7 @@ from prefect_launch.runners.docker.files import (
     merge_config_file,
     open_folder_archive,
     put_code_in,
-    put_inputs_in,
-    put_outputs_in,
+    put_files_in,
 )
 from prefect_launch.runners.docker.logs import LogCopier
 from prefect_launch.runners.docker.options import (
@@ -440,12 +439,12 @@ class LocalContainerRunner(Runner):
             await put_code_in(self._engine, container_id, plan.code_dir)
         of_last_attempt = await anyio.Path(plan.output_dir).is_dir()
         if of_last_attempt:
-            await put_outputs_in(self._engine, container_id, plan.output_dir)
+            await put_files_in(self._engine, container_id, plan.output_dir, OUTPUT_DIR)
         elif OUTPUT_DIR not in config["Volumes"]:
             folder, name = posixpath.split(OUTPUT_DIR)
             await self._engine.put_archive(container_id, folder, open_folder_archive(name))
         if plan.input_files:
-            await put_inputs_in(self._engine, container_id, plan.input_dir)
+            await put_files_in(self._engine, container_id, plan.input_dir, INPUTS_PATH)
         for path, values in plan.file_overrides.items():
             await merge_config_file(self._engine, container_id, config["WorkingDir"], path, values)
         # A file that is there already can be rewritten without a trace on its folder: then all is fetched.

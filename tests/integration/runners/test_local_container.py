@@ -19,7 +19,9 @@ import pytest
 from prefect_launch.errors import InfrastructureError, JobCodeError, QueueError, SpecError
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.docker.client import DockerEngine
+from prefect_launch.runners.docker.files import INPUTS_PATH
 from prefect_launch.runners.docker.runner import LocalContainerRunner
+from prefect_launch.spec.item_outputs import ItemOutput
 from prefect_launch.testing.runner_contract import run
 
 pytestmark = pytest.mark.engine
@@ -178,6 +180,23 @@ async def test_outputs_can_be_written_by_any_user_and_on_a_read_only_container(
     end = await run(bench.runner, plan)
     assert end.succeeded, plan.log_path.read_text()
     assert json.loads((plan.output_dir / "outputs.json").read_text()) == {"x": 1}
+
+
+@pytest.mark.parametrize("options", [{"user": "1000:1000"}, {"user": "1000", "read-only": True}, {"read-only": True}])
+async def test_output_of_another_item_is_read_by_any_user_and_in_a_read_only_container(
+    bench: Bench, options: dict[str, Any]
+) -> None:
+    wanted = ItemOutput(item="other", path="model.pt")
+    script = f'cat {INPUTS_PATH}/{wanted.place}; echo new > "$LAUNCH_OUTPUT_DIR/new"'
+    plan = bench.plan(script, options=options, input_files=[wanted])
+    (plan.input_dir / "other").mkdir(parents=True)
+    (plan.input_dir / wanted.place).write_text("weights\n")
+    (plan.input_dir / wanted.place).chmod(0o600)
+
+    end = await run(bench.runner, plan)
+
+    assert (end.exit_code, plan.log_path.read_text()) == (0, "weights\n")
+    assert (plan.output_dir / "new").read_text() == "new\n"
 
 
 async def test_output_that_is_no_file_is_left_behind_and_told_and_holes_are_kept(bench: Bench) -> None:

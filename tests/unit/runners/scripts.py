@@ -13,6 +13,7 @@ _SCRIPTS = {
     contract.KILL_ITSELF: Script(exit_code=137),
     contract.LOG: Script(log=(b"one\n", Err(b"two\n"), b"b\xffd, no newline")),
     contract.OUTPUTS: Script(outputs={"outputs.json": b'{"accuracy": 0.9}', "deep/file.txt": b"hello"}),
+    contract.BESIDE: Script(),
     contract.INPUT: Script(log=(b"weights\n",)),
     contract.SLEEP: Script(seconds=60),
     contract.SLEEP_SHORTLY: Script(seconds=1, late_log=(b"awake\n",), exit_code=4),
