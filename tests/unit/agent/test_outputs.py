@@ -179,7 +179,7 @@ async def test_files_changed_in_the_code_folder_are_named_in_the_log_beside_what
         * 2
     )
     told = await bench.log(item)
-    assert told.count("a: 0 files are kept already") == 1
+    assert told.count("a: it is over the limit of 0 files") == 1
     assert told.count("2 files changed in the code folder are not kept: ********.txt, loss.csv. Write to") == 1
 
 
