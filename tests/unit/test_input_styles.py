@@ -152,6 +152,15 @@ def test_job_that_takes_arguments_gets_its_inputs_before_those_of_the_item(
     assert told.creates["command"] == ["python", "main.py", "--lr=0.5", "--amp"]
 
 
+def test_output_of_another_item_is_given_as_an_argument_by_its_path(job_api: InMemoryApi, tmp_path: Path) -> None:
+    make(job_api, tmp_path, inputs_as="args")
+    item = "0198b2a4-0000-7000-8000-000000000001"
+
+    (word,) = plan(job_api, overrides={"run_config": {"data": {"item": item, "path": "model.pt"}}}).args
+
+    assert re.fullmatch(rf"--data=.*/{item}/model\.pt", word)
+
+
 def test_job_that_takes_variables_gets_its_inputs_in_its_environment(job_api: InMemoryApi, tmp_path: Path) -> None:
     make(job_api, tmp_path, inputs_as="env")
 
