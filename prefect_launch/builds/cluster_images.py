@@ -27,7 +27,7 @@ from prefect_launch.builds.builder import BuildOutput, BuildPlace, ImageBuild, L
 from prefect_launch.builds.full_disks import explaining_full_disks
 from prefect_launch.builds.settings import BuilderSettings, ClusterSettings
 from prefect_launch.core.backoff import Backoff
-from prefect_launch.core.cancellation import ended
+from prefect_launch.core.cancellation import ended, finished
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.units import format_duration
 from prefect_launch.environments.pip_config import PipAccess, read_pip_access
@@ -55,6 +55,8 @@ _TRIES: Final = 3
 #: In a home: what the runner of builds notes, apart from that of jobs.
 _HOME: Final = "builds"
 _STOP_SECONDS: Final = 10.0
+#: What the making of a Job gets to end by itself when its build is cancelled: what was cut off may be there or not.
+_CREATED_SECONDS: Final = 2.0
 #: The pause before a cluster that does not answer is asked again.
 _AWAY_SECONDS: Final = 2.0
 #: How long a cluster may refuse to show a build that goes on.
@@ -238,13 +240,15 @@ class _ClusterBuild:
             _LostBuildError: when it may be begun again.
             LaunchError: when it has failed, or cannot be begun.
         """
-        handle = await self._create()
+        creating = asyncio.ensure_future(self._create())
         try:
+            handle = await finished(creating, seconds=_CREATED_SECONDS)
             await self._join(handle, log)
             return await self._follow(handle, log)
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._leave(handle)
+            if not creating.cancelled() and creating.exception() is None:
+                with anyio.CancelScope(shield=True):
+                    await self._leave(creating.result())
 
     async def _create(self) -> RunHandle:
         """Make the Job, or find the existing one."""

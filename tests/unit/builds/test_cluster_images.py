@@ -381,6 +381,20 @@ async def test_build_that_is_cancelled_is_stopped_and_nothing_is_left_of_it(benc
     assert bench.jobs == []
 
 
+@pytest.mark.parametrize("step", ["POST .*/configmaps", "PATCH .*/jobs/"])
+async def test_build_that_is_cancelled_as_its_job_is_made_leaves_nothing(bench: Bench, step: str) -> None:
+    bench.api.hang(step)
+    building = asyncio.create_task(bench.builder().ensure_image(bench.plan(), lambda text: None))
+    await until(lambda: bench.api.asked(step) > 0)
+    assert bench.jobs
+    building.cancel()
+    await asyncio.sleep(0)
+    bench.api.wake()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(building, LIMIT_SECONDS)
+    assert bench.jobs == []
+
+
 async def test_build_that_somebody_else_waits_for_goes_on_when_one_item_is_cancelled(bench: Bench) -> None:
     first = asyncio.create_task(bench.builder("agent one").ensure_image(bench.plan(), lambda text: None))
     pods = await bench.running()
