@@ -129,7 +129,8 @@ async def _queue(session: Session, name: str, config: AgentConfig, runners: Mapp
         with anyio.fail_after(_ANSWER_SECONDS):
             findings = await runner.diagnose(queue.resource_args)
     except TimeoutError:
-        findings = [_bad(queue.resource, f"It has not answered within {_ANSWER_SECONDS:g} s.")]
+        text = f"{queue.resource} has not answered within {_ANSWER_SECONDS:g} s. Look at it, and at its address."
+        findings = [_bad(queue.resource, text)]
     except Exception as error:  # noqa: BLE001 - one resource that fails hides nothing of the others
         findings = [_bad(queue.resource, str(error) or type(error).__name__)]
     finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -240,14 +240,13 @@ class Loop:
                 await end_drain_request(self._server, self._config.name, [presence.holder.instance])
                 await delete_presence(self._server, presence.holder.instance)
 
-    async def _note_unreachable(self, unreachable: Collection[str]) -> None:
+    async def _note_unreachable(self, unreachable: Mapping[str, str]) -> None:
         """Claim nothing for a resource of the queues until it was seen what is left there."""
         session = self._agent.context.session
-        for resource in {(await session.queue(name)).config.resource for name in self._config.queues} & set(
-            unreachable
-        ):
-            self._unreachable_at_start.add(resource)
-            self._agent.context.runner_health.mark_unseen(resource, "What runs there could not be seen.")
+        for resource in {(await session.queue(name)).config.resource for name in self._config.queues}:
+            if resource in unreachable:
+                self._unreachable_at_start.add(resource)
+                self._agent.context.runner_health.mark_unseen(resource, unreachable[resource])
 
     async def _is_back(self, resource: str) -> None:
         """Recover what the last life of this agent left on a resource that was away at the start of this one."""
@@ -255,7 +254,7 @@ class Loop:
         if resource in self._unreachable_at_start:
             left = await find_own_runs(context, self._agent.holder, [resource])
             if left.unreachable:
-                raise UnreachableError(f"What runs on {resource} could not be seen.")
+                raise UnreachableError(left.unreachable[resource])
             for run in left.runs:
                 self._resume(run)
             await remove_stale_runs(context, left.stale)

@@ -665,6 +665,10 @@ class Runner(ABC):
         """Return what people call a run that was started, in the resource's own tools; by default its handle."""
         return handle
 
+    async def why_gone(self, handle: str) -> str:
+        """Say why a run that was started and has not been followed to its end is not there any more."""
+        return "somebody has removed it from its machine"
+
     async def image_of(self, handle: str) -> str | None:
         """Return the image that a run was created from, by its digest; `None` where there are no images."""
         return None

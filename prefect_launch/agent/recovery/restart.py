@@ -75,12 +75,12 @@ class FoundRuns:
     Attributes:
         runs: those that continue.
         stale: runs of ended items, older attempts or older claims; they are to be removed.
-        unreachable: the resources that could not be searched.
+        unreachable: the resources that could not be searched, and why.
     """
 
     runs: list[AdoptedRun] = field(default_factory=list)
     stale: list[tuple[Runner, Found]] = field(default_factory=list)
-    unreachable: set[str] = field(default_factory=set)
+    unreachable: dict[str, str] = field(default_factory=dict)
 
 
 async def find_own_runs(context: AgentContext, holder: Holder, resources: Collection[str] | None = None) -> FoundRuns:
@@ -101,7 +101,7 @@ async def find_own_runs(context: AgentContext, holder: Holder, resources: Collec
             found = await runner.find({Labels.AGENT: context.config.name})
         except LaunchError as error:
             log.debug("cannot search %s for runs: %s", resource, error)
-            found_runs.unreachable.add(resource)
+            found_runs.unreachable[resource] = str(error)
             continue
         for one in await _read_items(context, found):
             _adopt(context, holder, runner, one, found_runs)
@@ -148,7 +148,7 @@ async def remove_stale_runs(context: AgentContext, stale: Collection[tuple[Runne
     """Stop and remove stale runs, all at once: each may take its whole grace period."""
     async with anyio.create_task_group() as group:
         for runner, found in stale:
-            group.start_soon(_clear, context, runner, found)
+            group.start_soon(_clear, context, runner, found.handle)
 
 
 def _adopt(context: AgentContext, holder: Holder, runner: Runner, one: _ItemOfRun, found_runs: FoundRuns) -> None:
@@ -180,12 +180,12 @@ def _adopt(context: AgentContext, holder: Holder, runner: Runner, one: _ItemOfRu
     )
 
 
-async def _clear(context: AgentContext, runner: Runner, found: Found) -> None:
+async def _clear(context: AgentContext, runner: Runner, handle: str) -> None:
     try:
-        await runner.stop(found.handle, context.config.stopped_run_timeout)
-        await runner.remove(found.handle)
+        await runner.stop(handle, context.config.stopped_run_timeout)
+        await runner.remove(handle)
     except LaunchError as error:
-        log.warning("not-cleared %s: %s", found.handle, error)
+        log.warning("not-cleared %s: %s", handle, error)
 
 
 async def settle_orphans(
@@ -208,24 +208,38 @@ async def settle_orphans(
         queue = await context.session.queue(name)
         if queue.config.resource in unreachable:
             log.warning("items of %s are not settled: cannot search %s for runs", name, queue.config.resource)
-        for item in await items_in_work(context.session.server, name):
-            if resource_of_item(item, queue.config) in unreachable:
-                continue
-            if item.id not in held and await _was_claimed_by(context, item, holder):
-                try:
-                    await _settle(context, item, holder)
-                except ItemGoneError:
-                    log.debug("%s is gone", item.id)
+        orphans = [
+            (item, await context.runner_of(name, item))
+            for item in await items_in_work(context.session.server, name)
+            if resource_of_item(item, queue.config) not in unreachable
+            and item.id not in held
+            and await _was_claimed_by(context, item, holder)
+        ]
+        await _stop_late_runs(context, orphans)
+        for item, runner in orphans:
+            try:
+                await _settle(context, item, runner, holder)
+            except ItemGoneError:
+                log.debug("%s is gone", item.id)
 
 
-async def _settle(context: AgentContext, item: Item, holder: Holder) -> None:
+async def _stop_late_runs(context: AgentContext, orphans: Collection[tuple[Item, Runner]]) -> None:
+    """Stop what may come to run yet: an agent that died while it submitted a job has not seen it in the cluster."""
+    async with anyio.create_task_group() as group:
+        for item, runner in orphans:
+            if item.infrastructure_pid and item.state_type is not StateType.RUNNING:
+                group.start_soon(_clear, context, runner, item.infrastructure_pid)
+
+
+async def _settle(context: AgentContext, item: Item, runner: Runner, holder: Holder) -> None:
     server = context.session.server
     if item.state_type is StateType.PENDING:
         await undo_claim(server, item, f"{holder} was ended before it had started this.")
     elif item.state_type is StateType.CANCELLING:
         await transition(server, item.id, StateType.CANCELLING, ItemState.CANCELLED, "Nothing of it runs any more.")
     else:
-        why = f"[{Phase.RUN.value}] Its run is not on the machine of {holder} any more: somebody has removed it."
+        gone = await runner.why_gone(item.infrastructure_pid or "")
+        why = f"[{Phase.RUN.value}] What {holder} ran of it is gone: {gone}."
         outcome = Outcome(state=ItemState.CRASHED, message=why, cause=Cause.LOST)
         facts = Facts(agent=str(holder), attempt=item.run_count)
         await end_item(context.session, item, outcome, StateType.RUNNING, facts)

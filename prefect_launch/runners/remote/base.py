@@ -267,7 +267,8 @@ class RemoteRunner(Runner):
             done = copying.done()
         stopped = await self._is_stopped(handle)
         if status is None:
-            return ExitStatus(exit_code=None, stopped=stopped, error=self._why_gone(stopped))
+            gone = f"{self.name} has it no more" if stopped else await self.why_gone(handle)
+            return ExitStatus(exit_code=None, stopped=stopped, error=gone)
         problems = copy.problems
         if not (done or problems):
             problems = ["the end of the log could not be read in time"]
@@ -327,6 +328,9 @@ class RemoteRunner(Runner):
 
     async def display_name(self, handle: str) -> str:
         return RunHandle.parse(handle).job
+
+    async def why_gone(self, handle: str) -> str:
+        return f"somebody else removed it from {self.name}, and its exit code with it"
 
     async def remove(self, handle: str) -> None:
         self._not_submitted.pop(handle, None)
@@ -418,11 +422,6 @@ class RemoteRunner(Runner):
     async def _outputs(self, handle: str, plan: RunPlan) -> LeftOut:
         await anyio.to_thread.run_sync(lambda: plan.output_dir.mkdir(exist_ok=True))
         return await self.fetch_outputs(RunHandle.parse(handle).job, plan)
-
-    def _why_gone(self, stopped: bool) -> str:
-        if stopped:
-            return f"{self.name} has it no more"
-        return f"somebody else removed it from {self.name}, and its exit code with it"
 
     # That a run was stopped by us outlives the agent: a time limit, say, differs from a job deleted by hand.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -301,6 +301,10 @@ async def _jobs(bench: ClusterBench) -> int:
     return len(bench.cluster.jobs)
 
 
+async def _count(found: Sized) -> int:
+    return len(found)
+
+
 async def test_agent_that_is_killed_while_the_item_waits_finds_it_again(bench: ClusterBench) -> None:
     bench.cluster.nodes = 0
     bench.cluster.script = lambda plan: Script(seconds=0.3, log=(b"one\n",), late_log=(b"two\n",))
@@ -319,6 +323,47 @@ async def test_agent_that_is_killed_while_the_item_waits_finds_it_again(bench: C
     assert await bench.states(item) == ["Queued", "Pending", "Submitted", "Running", "Completed"]
     assert (bench.cluster.started, ended.run_count) == ([f"launch-{item.id}-1"], 1)
     assert await bench.log(item) == ["one", "two"]
+
+
+async def test_submission_that_takes_effect_after_its_agent_was_killed_leaves_nothing_that_runs(
+    bench: ClusterBench,
+) -> None:
+    submissions = list[RunPlan]()
+
+    class Slow(InMemoryUnholdingRunner):
+        async def submit(self, plan: RunPlan) -> RemoteJob:
+            submissions.append(plan)
+            return await asyncio.Event().wait()  # type: ignore[return-value]
+
+    bench.cluster.script = lambda plan: Script(seconds=600)
+    (item,) = await bench.add()
+    life = Life(bench, None, kind=Slow)
+    first = asyncio.create_task(life.live())
+    await eventually(lambda: _count(submissions), bool)
+    life.died.set()
+    await life.bury(first)
+    await bench.api.server.propose(item.id, State.of(ItemState.CANCELLING), force=True)
+    listed = bench.cluster.calls["list"]
+    async with bench.running(kind=InMemoryUnholdingRunner):
+        await eventually(lambda: _count(range(listed, bench.cluster.calls["list"])), bool)
+        await InMemoryUnholdingRunner(bench.folder, bench.cluster).submit(submissions[0])
+        await bench.until(item, "Cancelled")
+    assert bench.cluster.started == [f"launch-{item.id}-1"]
+    assert bench.cluster.jobs == {}
+
+
+async def test_run_that_is_lost_in_the_cluster_while_its_agent_is_away_says_so(bench: ClusterBench) -> None:
+    bench.cluster.script = lambda plan: Script(seconds=600)
+    (item,) = await bench.add(retries=0)
+    life = Life(bench, None)
+    first = asyncio.create_task(life.live())
+    await bench.until(item, "Running")
+    life.died.set()
+    await life.bury(first)
+    bench.cluster.lose(f"launch-{item.id}-1")
+    async with bench.running():
+        ended = await bench.until(item, "Crashed")
+    assert "is gone: somebody else removed it from in-memory-cluster" in ended.message
 
 
 async def test_run_that_ends_by_itself_though_an_agent_that_died_was_about_to_stop_it_is_completed(

@@ -271,7 +271,7 @@ async def test_item_that_ran_and_of_which_nothing_is_left_has_crashed(bench: Ben
     await agent.loop(until_empty=True)
     found = await bench.read(item.id)
     assert found.state_type is StateType.CRASHED
-    assert "not on the machine" in found.message
+    assert "is gone: somebody has removed it from its machine" in found.message
 
 
 async def test_item_that_ran_and_of_which_nothing_is_left_comes_back(bench: Bench) -> None:
@@ -290,10 +290,12 @@ async def test_item_that_was_asked_to_stop_and_of_which_nothing_is_left_is_cance
     assert (await bench.read(item.id)).state_type is StateType.CANCELLED
 
 
-async def test_items_are_left_alone_while_the_machine_cannot_be_looked_at(bench: Bench) -> None:
+async def test_items_are_left_alone_while_the_machine_cannot_be_looked_at(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     class Blind(InMemoryRunner):
         async def find(self, labels: Any) -> list[Found]:
-            raise InfrastructureError("the engine is away")
+            raise InfrastructureError("the engine is away: start it")
 
     agent = LaunchAgent(
         bench.api,
@@ -303,6 +305,7 @@ async def test_items_are_left_alone_while_the_machine_cannot_be_looked_at(bench:
     items = [await claimed_by(bench, agent), await claimed_by(bench, agent, ItemState.RUNNING)]
     await agent.loop(until_empty=True)
     assert [(await bench.read(item.id)).state_name for item in items] == ["Pending", "Running"]
+    assert f"away {RESOURCE}: its items stay in the queue. the engine is away: start it" in caplog.text
 
 
 async def test_claim_of_an_item_that_had_ended_is_undone(bench: Bench) -> None:

@@ -260,7 +260,7 @@ class RayClient:
                 is_again = True
                 await asyncio.sleep(pause)
         except httpx.TransportError as error:
-            why = str(error) or type(error).__name__
+            why = str(error).rstrip(".") or type(error).__name__
             advice = "Start it, or correct the address."
             if isinstance(error, httpx.ConnectError) and "CERTIFICATE_VERIFY_FAILED" in why:
                 advice = "Name its certificate authority by SSL_CERT_FILE in the agent's environment."

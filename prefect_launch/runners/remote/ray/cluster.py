@@ -98,8 +98,8 @@ class RayCluster:
         Raises:
             UnreachableError: when it does not answer.
         """
-        version = await self._client.get("/api/version")
-        self._session = str(_object(version).get("session_name", ""))
+        version = _object(await self._client.get("/api/version"), "ray_version")
+        self._session = str(version.get("session_name", ""))
         return self._session
 
     async def last_session(self) -> str:
@@ -108,10 +108,10 @@ class RayCluster:
 
     async def describe(self) -> str:
         """Say which Ray it is, and what it has."""
-        version = _object(await self._client.get("/api/version"))
+        version = _object(await self._client.get("/api/version"), "ray_version")
         nodes = await self.nodes()
         count = "its nodes are not known" if nodes is None else counted(len(nodes.total), "node")
-        return f"Ray {version.get('ray_version', '?')} at {self._client.address}, {count}"
+        return f"Ray {version['ray_version']} at {self._client.address}, {count}"
 
     async def aclose(self) -> None:
         """End the background work."""

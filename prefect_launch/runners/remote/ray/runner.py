@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -37,6 +38,7 @@ from prefect_launch.runners.remote.ray.status import (
 
 log = logging.getLogger(__name__)
 
+_HEAD_IS_NEW: Final = "the head of the Ray cluster was started anew meanwhile, and has lost the job and its exit code"
 #: How long is asked for more of an end that has no exit code.
 _TOLD_SECONDS: Final = 60.0
 #: How Ray says that a submission was not valid; its head answers 500 then.
@@ -135,10 +137,13 @@ class RayRunner(RemoteRunner):
             if end.error == NEVER_STARTED:
                 return end
             return stopped_exit(end, await self._cluster.end_of_log(job), has_run=await self._cluster.has_run(job))
-        if await self._is_head_new(job):
-            lost = "the head of the Ray cluster was started anew meanwhile, and has lost the job and its exit code"
-            return end.model_copy(update={"error": lost})
-        return end
+        return end.model_copy(update={"error": _HEAD_IS_NEW}) if await self._is_head_new(job) else end
+
+    async def why_gone(self, handle: str) -> str:
+        with suppress(LaunchError):
+            if await self._is_head_new(RunHandle.parse(handle).job):
+                return _HEAD_IS_NEW
+        return await super().why_gone(handle)
 
     async def stop(self, handle: str, grace_seconds: float) -> None:
         labels = self._unanswered.get(handle)
@@ -158,10 +163,13 @@ class RayRunner(RemoteRunner):
         await self._cluster.aclose()
         await self._client.aclose()
 
+    async def create(self, plan: RunPlan) -> str:
+        await self._check_resources(plan)
+        return await super().create(plan)
+
     # --- what Ray offers ---
 
     async def submit(self, plan: RunPlan) -> RemoteJob:
-        await self._check_resources(plan)
         package, packages = None, tuple[str, ...]()
         if plan.code_dir is not None:
             packages = await anyio.to_thread.run_sync(pip_packages, plan)

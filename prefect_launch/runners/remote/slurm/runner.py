@@ -359,8 +359,8 @@ class SlurmRunner(RemoteRunner):
         await super().aclose()
         await self._kills.end()
 
-    def _why_gone(self, stopped: bool) -> str:
-        return super()._why_gone(stopped) if stopped else FORGOTTEN
+    async def why_gone(self, handle: str) -> str:
+        return FORGOTTEN
 
 
 def _record_of(job: SlurmJob | None) -> JobRecord | None:

@@ -131,8 +131,9 @@ async def test_head_that_hangs_is_unreachable(tmp_path: Path) -> None:
 
 
 async def test_something_else_at_the_address_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InfrastructureError, match="is no Ray dashboard"):
-        await RayApi(faults=[answers(200, "<html>")]).runner(tmp_path).ping()
+    for page in ("<html>", '{"status": "ok"}'):
+        with pytest.raises(InfrastructureError, match="is no Ray dashboard"):
+            await RayApi(faults=[answers(200, page)]).runner(tmp_path).ping()
 
 
 async def test_more_than_any_node_has_is_refused_before_it_waits_for_ever(tmp_path: Path) -> None:
@@ -140,9 +141,9 @@ async def test_more_than_any_node_has_is_refused_before_it_waits_for_ever(tmp_pa
     with pytest.raises(
         SpecError, match=r"No node of the Ray cluster can give 8 GPU \(the most that one has is 1 GPU\)"
     ):
-        await submitted(api.runner(tmp_path), plan_in(tmp_path, options={"gpus": 8}))
+        await api.runner(tmp_path).create(plan_in(tmp_path, options={"gpus": 8}))
     with pytest.raises(SpecError, match="no node has all of it together"):
-        await submitted(api.runner(tmp_path), plan_in(tmp_path, options={"gpus": 1, "cpus": 4}))
+        await api.runner(tmp_path).create(plan_in(tmp_path, options={"gpus": 1, "cpus": 4}))
     assert not api.jobs
     api.node_types = ("ray.head.default", "ray.worker.gpu")  # An autoscaler may start one that has it.
     await submitted(api.runner(tmp_path), plan_in(tmp_path, options={"gpus": 8}))
@@ -367,6 +368,7 @@ async def test_head_that_was_started_anew_is_told_as_the_loss_of_its_jobs(tmp_pa
     handle = await submitted(runner, plan)
     api.jobs.clear()
     api.session = "session-2"
+    assert "the head of the Ray cluster was started anew" in await api.runner(tmp_path).why_gone(handle)
     end = await runner.watch(handle, plan)
     assert (end.exit_code, end.stopped) == (None, False)
     assert "the head of the Ray cluster was started anew" in end.describe()
