@@ -42,6 +42,14 @@ ConfigFileOption = Annotated[
 NameOption = Annotated[
     str | None, typer.Option("--name", metavar="NAME", help="Name of the agent. Default: the machine's.")
 ]
+AgentEntityOption = Annotated[
+    str | None,
+    typer.Option("-e", "--entity", metavar="ENTITY", help="Owner of jobs that items name without one."),
+]
+LogFileOption = Annotated[
+    Path | None,
+    typer.Option("-l", "--log-file", metavar="FILE", help="Append the agent's lines to a file. Default: to stderr."),
+]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", metavar="", help="Verbose output.")]
 
 _LINE: Final = "%(asctime)s %(message)s"
@@ -58,6 +66,8 @@ def start(
     max_jobs: MaxJobsOption = None,
     config: ConfigFileOption = None,
     name: NameOption = None,
+    entity: AgentEntityOption = None,
+    log_file: LogFileOption = None,
     until_empty: Annotated[
         bool,
         typer.Option("--until-empty", metavar="", help="Exit with 0 when the queues are empty and the items are done."),
@@ -77,7 +87,7 @@ def start(
 
     with early_signals(_notify) as early:
         with loading():
-            settings = _settings(queue, max_jobs, config, name, verbose)
+            settings = _settings(queue, max_jobs, config, name, verbose, entity=entity, log_file=log_file)
             from prefect_launch.agent import LaunchAgent
             from prefect_launch.agent.entry.start import Signals
             from prefect_launch.client.api import default_api
@@ -255,17 +265,23 @@ def clean(
 
 
 def _settings(
-    queues: list[str] | None, max_jobs: str | None, config: Path | None, name: str | None, verbose: bool
+    queues: list[str] | None,
+    max_jobs: str | None,
+    config: Path | None,
+    name: str | None,
+    verbose: bool,
+    *,
+    entity: str | None = None,
+    log_file: Path | None = None,
 ) -> AgentConfig:
     import logging
 
     from prefect_launch.agent import resolve_agent_config
     from prefect_launch.cli.process import set_up
 
-    set_up(logging.DEBUG if verbose else logging.INFO, form=_LINE, verbose=verbose)
-    return resolve_agent_config(
-        config, queues=queues or None, max_jobs=max_jobs, name=name, verbosity=1 if verbose else None
-    )
+    set_up(logging.DEBUG if verbose else logging.INFO, form=_LINE, verbose=verbose, file=log_file)
+    given = {"queues": queues or None, "max_jobs": max_jobs, "name": name, "entity": entity}
+    return resolve_agent_config(config, **given, verbosity=1 if verbose else None)
 
 
 # Output of `prefect-launch agent clean`.

@@ -7,11 +7,13 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from prefect_launch.core.early_signals import SIGNALLED
 from prefect_launch.core.terminal import sanitize_log_lines
+from prefect_launch.errors import SpecError
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
@@ -30,8 +32,13 @@ def connected(*, verbose: bool = False) -> Api:
 _OURS: Final = ("prefect_launch", "prefect.launch")
 
 
-def set_up(level: int, *, form: str, verbose: bool = False) -> None:
-    """Send prefect-launch's log lines to standard error; Prefect's own too with `verbose`."""
+def set_up(level: int, *, form: str, verbose: bool = False, file: Path | None = None) -> None:
+    """Send prefect-launch's log lines to standard error, or to the end of a file; Prefect's own too with `verbose`.
+
+    Raises:
+        SpecError: when the file cannot be written.
+    """
+    handler = logging.StreamHandler() if file is None else _to_file(file)
     from prefect.logging.configuration import setup_logging
     from prefect.logging.handlers import PrefectConsoleHandler
 
@@ -42,7 +49,6 @@ def set_up(level: int, *, form: str, verbose: bool = False) -> None:
     if not verbose:
         for console in [each for each in root.handlers if isinstance(each, PrefectConsoleHandler)]:
             root.removeHandler(console)
-    handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(form, datefmt="%H:%M:%S%z"))
     for name in _OURS:
         logger = logging.getLogger(name)
@@ -50,6 +56,15 @@ def set_up(level: int, *, form: str, verbose: bool = False) -> None:
         logger.handlers[:] = [handler]
         logger.propagate = False
     sanitize_log_lines()
+
+
+def _to_file(file: Path) -> logging.Handler:
+    try:
+        return logging.FileHandler(file, encoding="utf-8")
+    except OSError as error:
+        raise SpecError(
+            f"The log file {str(file)!r} cannot be written: {error.strerror}. Name a file in a folder that exists."
+        ) from None
 
 
 def warnings_only(verbose: bool = False) -> None:

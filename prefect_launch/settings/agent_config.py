@@ -30,9 +30,9 @@ from pydantic import (
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.core.names import ENTITY_VARIABLES, check_name, safe_name
 from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, OutputLimits, with_default_limits
-from prefect_launch.core.units import parse_size
+from prefect_launch.core.units import parse_duration, parse_size
 from prefect_launch.core.validation import first_error
-from prefect_launch.errors import AgentConfigError, unknown_name
+from prefect_launch.errors import AgentConfigError, SpecError, unknown_name
 from prefect_launch.policy.template import check_named_macros
 from prefect_launch.registries.base import parse_reference
 from prefect_launch.registries.keychain import Keychain, RegistrySettings, read_registries
@@ -93,8 +93,11 @@ _ENVIRONMENT: Final = {
     "entity": ENTITY_VARIABLES,
     "max_jobs": ("LAUNCH_MAX_JOBS", "WANDB_LAUNCH_MAX_JOBS"),
     "name": ("LAUNCH_AGENT_NAME",),
+    "start_timeout": ("WANDB_LAUNCH_START_TIMEOUT",),
     "home": (HOME_VARIABLE,),
 }
+#: As at the reference, a limit of zero or less is none.
+_NO_TIME: Final = re.compile(r"-\d+(\.\d+)?|0+(\.0+)?")
 _MAXIMUM: Final = re.compile(r"-1(\.0+)?|\d+(\.\d+)?")
 
 
@@ -127,6 +130,9 @@ class AgentConfig(BaseModel):
     verbosity: int = Field(default=0, ge=0)
     stopped_run_timeout: float = Field(
         default=60, ge=0, description="Grace between TERM and KILL when a run is stopped, s."
+    )
+    start_timeout: float | None = Field(
+        default=None, description="How long a run may wait where it was submitted, s or 30min; None or 0: no limit."
     )
     poll_seconds: float = Field(default=DEFAULT_POLL_SECONDS, gt=0)
     home: Path = Field(default_factory=default_home)
@@ -204,6 +210,16 @@ class AgentConfig(BaseModel):
             )
         whole = int(float(text))
         return math.inf if whole == -1 else float(whole)
+
+    @field_validator("start_timeout", mode="before")
+    @classmethod
+    def _read_start_timeout(cls, value: Any) -> float | None:
+        if not isinstance(value, bool) and _NO_TIME.fullmatch(str(value)):
+            return None
+        try:
+            return parse_duration(value)
+        except SpecError as error:
+            raise AgentConfigError(f"The agent's 'start_timeout' (WANDB_LAUNCH_START_TIMEOUT): {error}") from None
 
     @field_validator("gpus", mode="before")
     @classmethod

@@ -9,6 +9,8 @@ from functools import partial
 from typing import Final, TypeVar
 from uuid import UUID
 
+import anyio
+
 from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.item.failure_report import Facts
 from prefect_launch.agent.item.outcome import Outcome
@@ -18,7 +20,8 @@ from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.agent.runner_health import Part
 from prefect_launch.core.racing import racing
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.errors import InternalError, LaunchError, OperatorError
+from prefect_launch.core.units import format_duration
+from prefect_launch.errors import InfrastructureError, InternalError, LaunchError, OperatorError
 from prefect_launch.planning.plan import with_mask
 from prefect_launch.queues.transitions import retry_until_available, transition
 from prefect_launch.queues.wait_reason import elsewhere_key
@@ -191,14 +194,21 @@ async def until_running(attempt: Attempt) -> None:
     Raises:
         CancelledBeforeStartError: when the item was asked to stop.
         NotNowError: when the agent stops its jobs.
+        InfrastructureError: when it does not run within the agent's `start_timeout`.
     """
-    wait = _WaitElsewhere(attempt)
+    wait, limit = _WaitElsewhere(attempt), attempt.context.config.start_timeout
     try:
-        waiting = attempt.runner.wait_running(attempt.handle, wait.note)
-        await attempt.unless_stopped(waiting, or_preempted=True)
+        with anyio.move_on_after(limit) as waited:
+            waiting = attempt.runner.wait_running(attempt.handle, wait.note)
+            await attempt.unless_stopped(waiting, or_preempted=True)
     finally:
         attempt.running.waits_in = None
     await wait.end()
+    if limit and waited.cancelled_caught:
+        raise InfrastructureError(
+            f"The run did not start within {format_duration(limit)}, the agent's start_timeout. {wait.message} Ask for"
+            " less or for another place, or have the agent's operator raise start_timeout."
+        )
 
 
 class _WaitElsewhere:
@@ -211,7 +221,7 @@ class _WaitElsewhere:
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
         self._artifact: UUID | None = None
-        self._message = ""
+        self.message = "No reason was told."
 
     async def note(self, reason: str) -> None:
         """Show a reason, the first or another one."""
@@ -219,22 +229,22 @@ class _WaitElsewhere:
         name, reason = attempt.context.resource_of(attempt.runner), attempt.running.masked(reason)
         if reason and attempt.plan.limits_note:
             reason = f"{reason} ({attempt.plan.limits_note})"
-        self._message = f"Waits in {name}: {reason}" if reason else f"Accepted by {name}; waits there to be started."
+        self.message = f"Waits in {name}: {reason}" if reason else f"Accepted by {name}; waits there to be started."
         is_first, has_state = attempt.running.waits_in is None, attempt.item.state_name == ItemState.SUBMITTED.label
         if is_first:
             attempt.running.waits_in = attempt.runner
             attempt.context.slot_freed(attempt.running.thread_id)
         if is_first and not has_state:
-            await attempt.transition(ItemState.SUBMITTED, self._message, data={_WAIT_REASON: reason})
+            await attempt.transition(ItemState.SUBMITTED, self.message, data={_WAIT_REASON: reason})
         elif not (is_first and attempt.item.state and attempt.item.state.data == {_WAIT_REASON: reason}):
-            line = partial(write_log_note, attempt.server, attempt.item.id, self._message)
+            line = partial(write_log_note, attempt.server, attempt.item.id, self.message)
             await retry_until_available(f"take the log of {attempt.item.id}", line)
-            await self._put(self._message)
+            await self._put(self.message)
 
     async def end(self) -> None:
         """Let the item's page say no longer that it waits."""
         if self._artifact is not None:
-            await self._put(f"It waits no longer. The last reason: {self._message}")
+            await self._put(f"It waits no longer. The last reason: {self.message}")
 
     async def _put(self, text: str) -> None:
         """Put a text onto the item's page, in place of the last one; a page that cannot be written delays no run."""

@@ -12,7 +12,14 @@ from prefect_launch.errors import AgentConfigError, InvalidNameError, LaunchErro
 from prefect_launch.jobs.store import JobStore
 from prefect_launch.settings.agent_config import AgentConfig, parse_agent_config, resolve_agent_config
 
-ENVIRONMENT = ("LAUNCH_ENTITY", "WANDB_ENTITY", "LAUNCH_MAX_JOBS", "WANDB_LAUNCH_MAX_JOBS", "LAUNCH_AGENT_NAME")
+ENVIRONMENT = (
+    "LAUNCH_ENTITY",
+    "WANDB_ENTITY",
+    "LAUNCH_MAX_JOBS",
+    "WANDB_LAUNCH_MAX_JOBS",
+    "LAUNCH_AGENT_NAME",
+    "WANDB_LAUNCH_START_TIMEOUT",
+)
 
 ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
 
@@ -142,6 +149,7 @@ def test_reference_key_that_nothing_would_read_is_refused_with_the_next_step(giv
         {"verbosity": -1},
         {"stopped_run_timeout": -1},
         {"poll_seconds": 0},
+        {"start_timeout": True},
         {"secure_mode": "perhaps"},
         {"registry": "ecr"},
     ],
@@ -171,10 +179,21 @@ def test_own_environment_names_win_over_the_references(monkeypatch: pytest.Monke
     assert resolve_agent_config().max_jobs == 5
 
 
-def test_wrong_number_in_the_environment_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_LAUNCH_MAX_JOBS", "abc")
+@pytest.mark.parametrize("name", ["WANDB_LAUNCH_MAX_JOBS", "WANDB_LAUNCH_START_TIMEOUT"])
+def test_wrong_number_in_the_environment_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "abc")
     with pytest.raises(AgentConfigError, match="'abc'"):
         resolve_agent_config()
+
+
+@pytest.mark.parametrize(
+    ("given", "limit"), [("1800", 1800), ("30min", 1800), ("0", None), ("-1", None), ("-0.5", None), ("", None)]
+)
+def test_limit_of_the_start_is_read_as_the_reference_does(
+    monkeypatch: pytest.MonkeyPatch, given: str, limit: float | None
+) -> None:
+    monkeypatch.setenv("WANDB_LAUNCH_START_TIMEOUT", given)
+    assert resolve_agent_config().start_timeout == limit
 
 
 def test_default_file_is_read_when_it_is_there(tmp_path: Path) -> None:

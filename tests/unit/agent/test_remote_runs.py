@@ -180,6 +180,27 @@ async def test_item_that_is_cancelled_while_it_waits_in_the_cluster_never_runs(b
     assert (bench.cluster.jobs, bench.cluster.started) == ({}, [])
 
 
+async def test_item_that_the_cluster_does_not_start_in_the_agents_time_crashes_and_its_job_is_removed(
+    bench: ClusterBench,
+) -> None:
+    bench.cluster.nodes, bench.cluster.reason = 0, "Insufficient cpu."
+    (item,) = await bench.add()
+    async with bench.running(start_timeout="0.3s"):
+        ended = await bench.until(item, "Crashed")
+    assert ended.message == (
+        "[run] The run did not start within 0.3 s, the agent's start_timeout. Waits in in-memory-cluster: Insufficient"
+        " cpu. Ask for less or for another place, or have the agent's operator raise start_timeout."
+    )
+    assert (bench.cluster.jobs, bench.cluster.started) == ({}, [])
+
+
+async def test_limit_of_the_start_is_none_of_the_run(bench: ClusterBench) -> None:
+    bench.cluster.script = lambda plan: Script(seconds=0.6)
+    (item,) = await bench.add()
+    async with bench.running(start_timeout=0.5):
+        await bench.until(item, "Completed")
+
+
 async def test_agent_that_stops_its_jobs_takes_back_what_waits_in_the_cluster(bench: ClusterBench) -> None:
     bench.cluster.nodes = 0
     (item,) = await bench.add()
