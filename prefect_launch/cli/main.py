@@ -44,8 +44,14 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
         "Put a sweep on a queue, for an agent to run: 'sweep create' under the names of W&B's command.",
     ),
     "agent": ("prefect_launch.cli.agent:app", "Run an agent, serve it as a deployment, check, list and drain agents."),
-    "top": ("prefect_launch.cli.top:app", "Show queues, agents, devices and active runs on one live screen."),
-    "notify": ("prefect_launch.cli.notify:app", "Send a message when items fail, crash, or wait for too long."),
+    "top": (
+        "prefect_launch.cli.top:app",
+        "Show queues, agents, devices and active runs on one live screen, until Ctrl-C; in a pipe, print them once.",
+    ),
+    "notify": (
+        "prefect_launch.cli.notify:app",
+        "Send a message when items fail, crash, or wait for too long: makes an automation of Prefect.",
+    ),
     "demo": (
         "prefect_launch.cli.demo:app",
         "Run a demo: an embedded server, a real training job, three runs on a queue or a sweep, one agent.",

@@ -53,4 +53,4 @@ def test_description_of_a_queue_tells_how_to_start_an_agent_unless_somebody_wrot
 def test_block_types_are_found_in_the_package_as_prefect_block_register_looks_for_them() -> None:
     found = {name for name, value in inspect.getmembers(prefect_launch) if Block.is_block_class(value)}
 
-    assert found == {"JobStore", "LaunchAgentConfig"}
+    assert found == {"JobStore", "LaunchAgentConfig", "LaunchJob"}
