@@ -88,9 +88,10 @@ class NamedJob:
         return self.job
 
 
-def same_uri(spec: LaunchSpec) -> tuple[object, ...] | None:
-    """Return what specs of one URI have in common when they name the same job; `None` for a spec without one."""
-    return (spec.uri, spec.git.version, spec.overrides.entry_point, spec.entity, spec.project) if spec.uri else None
+def same_source(spec: LaunchSpec) -> tuple[object, ...]:
+    """Return what specs have in common when they name the same job."""
+    of_uri = (spec.uri, spec.git.version, spec.overrides.entry_point, spec.entity, spec.project) if spec.uri else ()
+    return (spec.job, spec.image, *of_uri)
 
 
 async def job_named_by(spec: LaunchSpec, session: Session) -> NamedJob:

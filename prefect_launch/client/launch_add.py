@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from prefect_launch.client import in_flow
 from prefect_launch.client.api import Api, default_api
-from prefect_launch.client.item_check import CheckedItem, NamedJob, check_item, same_item, same_uri, warn_once
+from prefect_launch.client.item_check import CheckedItem, NamedJob, check_item, same_item, same_source, warn_once
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.errors import QueueError, SpecError
@@ -224,11 +224,11 @@ async def add_items(api: Api, session: Session, specs: Sequence[LaunchSpec], que
     session.forget_queue(queue_name)
     checked: list[CheckedItem] = []
     digests = Digests(session.digest_cache)
-    of_uri: dict[object, NamedJob] = {}  # Each remote is read once, however many items use it.
+    named: dict[object, NamedJob] = {}  # Each remote is read once, however many items use it.
     for spec in specs:
-        checked.append(await check_item(api, session, spec, queue_name, of_uri.get(same_uri(spec)), digests))
-        if spec.uri:
-            of_uri[same_uri(spec)] = checked[-1].named
+        source = same_source(spec)
+        checked.append(await check_item(api, session, spec, queue_name, named.get(source), digests))
+        named[source] = checked[-1].named
     if not checked:
         return []
     queue = checked[0].queue

@@ -26,8 +26,8 @@ from prefect_launch.core.masking import Mask
 from prefect_launch.errors import AgentConfigError, ArtifactError, InfrastructureError, NotFoundError, SourceError
 from prefect_launch.sources.wandb_hosts import RunAddress, api_of
 
-#: Code and the files that describe it are far below this; a data set is not.
-MAX_FILE_BYTES: Final = 512 * 1024**2
+#: For all files that one client fetches. Code, and what describes it, is far below this; a data set is not.
+MAX_BYTES: Final = 512 * 1024**2
 #: Before the second and the third try.
 PAUSES_SECONDS: Final = (0.5, 2.0)
 _LONGEST_PAUSE_SECONDS: Final = 30.0
@@ -122,6 +122,7 @@ class WandbClient:
         self._mask = Mask([key.get_secret_value()])
         self._url = f"{api_of(host)}/graphql"
         self._pauses = pauses
+        self._fetched = 0
         self._http = httpx.AsyncClient(timeout=_TIMEOUT, headers={"User-Agent": "prefect-launch"})
 
     async def __aenter__(self) -> WandbClient:
@@ -350,10 +351,11 @@ class WandbClient:
             content = bytearray()
             async for chunk in answer.aiter_bytes():
                 content += chunk
-                if len(content) > MAX_FILE_BYTES:
+                self._fetched += len(chunk)
+                if self._fetched > MAX_BYTES:
                     raise SourceError(
-                        f"The file {path!r} of the W&B server {self.host!r} has more than {MAX_FILE_BYTES:,} bytes,"
-                        " which is no code. Have the job read its data from where it lies."
+                        f"The code of the W&B server {self.host!r} has more than {MAX_BYTES:,} bytes, counted up to"
+                        f" {path!r}. Have the job read its data from where it lies, and log its code alone."
                     )
             return httpx.Response(answer.status_code, headers=_pausing(answer), content=bytes(content))
 

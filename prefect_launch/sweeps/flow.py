@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
     from prefect_launch.client.item_check import NamedJob
+    from prefect_launch.queues.session import Session
 
 _STATES: Final[Mapping[Outcome, Callable[..., Any]]] = {
     Outcome.FINISHED: Completed,
@@ -151,24 +152,26 @@ async def begin_sweep(api: Api, parameters: Mapping[str, Any]) -> UUID:
     config = sweep_config(**parameters)
     async with api.open() as session:
         named = await check_sweep_request(api, session, config)
-        pinned = pinned_parameters(parameters, named)
         client = session.server.client
         parent, earlier = await place_in_flow(client, parameters)
         if earlier is not None:
             return earlier
+        pinned = await pinned_parameters(session, parameters, named)
         about: dict[str, Any] = {"name": config.name, "tags": ["launch", "sweep"], "parent_task_run_id": parent}
         made = await client.create_flow_run(sweep_flow(), parameters=pinned, state=Pending(), **about)
         return UUID(str(made.id))
 
 
-def pinned_parameters(parameters: Mapping[str, Any], named: NamedJob) -> dict[str, Any]:
-    """Return a sweep's parameters with its job at one version: trials of one sweep all run the same.
+async def pinned_parameters(session: Session, parameters: Mapping[str, Any], named: NamedJob) -> dict[str, Any]:
+    """Return a sweep's parameters with its job, stored if it was new, at one version: its trials all run the same.
 
     Args:
+        session: an open connection.
         parameters: those of `sweep_config`.
         named: what `check_sweep_request` returned.
     """
-    return {**parameters} if named.job is None else {**parameters, "job": named.job.reference}
+    job = await named.save(session.jobs)
+    return {**parameters} if job is None else {**parameters, "job": job.reference}
 
 
 async def run_sweep(

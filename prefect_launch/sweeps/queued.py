@@ -50,7 +50,7 @@ async def queue_sweep(api: Api, parameters: Mapping[str, Any]) -> UUID:
         await _check_limit(session, queue)
         draft = ItemDraft(
             name=config.name or _new_name(),
-            parameters=pinned_parameters(parameters, named),
+            parameters=await pinned_parameters(session, parameters, named),
             tags=("launch", "sweep", queue_tag(queue)),
             labels={QUEUE_LABEL: queue, ENTITY_LABEL: api.entity, PROJECT_LABEL: api.project},
             work_queue_name=SWEEPS_WORK_QUEUE,

@@ -12,6 +12,7 @@ import anyio.to_thread
 from prefect_launch.client.item_check import NamedJob, check_item, resolve_source
 from prefect_launch.errors import SpecError
 from prefect_launch.jobs.schema import check_inputs
+from prefect_launch.sources.wandb_hosts import run_address
 from prefect_launch.spec.item_outputs import placed_inputs
 from prefect_launch.sweeps.config import SweepConfig
 from prefect_launch.sweeps.preview import preview_sweep
@@ -45,8 +46,8 @@ async def check_sweep_request(api: Api, session: Session, config: SweepConfig) -
     for number, params in enumerate(preview_sweep(config).samples):
         spec = trial_spec(config, nobody, TrialRecord(number=number, attempt=1, params=params))
         named = named or await resolve_source(session, spec)
-        if named.draft is not None:
-            raise SpecError(f"The sweep's trials name {spec.uri or spec.job!r}. Make a job of it, and name that.")
+        if named.draft is not None and spec.uri and run_address(spec.uri) is None:
+            raise SpecError(f"The sweep's trials name the URI {spec.uri!r}. Make a job of it, and name that.")
         await check_item(api, session, spec, queue, named)
     if named is None:
         raise SpecError("The sweep has no point to try.")

@@ -74,6 +74,7 @@ class TrialQueue:
             spec = trial_spec(self._config, self._sweep_id, record)
             if self._named is None:
                 self._named = await resolve_source(self._session, spec)
+                await self._named.save(self._session.jobs)
             queue = queue_of(self._config)
             checked = await check_item(self._api, self._session, spec, queue, self._named, digests)
             labels = {**checked.draft.labels, TRIAL_LABEL: record.model_dump_json()}

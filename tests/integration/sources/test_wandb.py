@@ -14,6 +14,8 @@ import yaml
 from prefect_launch import LaunchAgent, explain_launch, launch_add, launch_add_many
 from prefect_launch.client.api import use_api
 from prefect_launch.errors import AgentConfigError, LaunchError, NotFoundError
+from prefect_launch.sweeps.queued import queue_sweep
+from prefect_launch.sweeps.sweep_run import config_of
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import items, make_api
 from tests.support.git_repository import Repository
@@ -131,8 +133,28 @@ def test_job_of_a_server_is_queued_by_its_name_and_own_jobs_come_first(
     assert ["first" in logs[0], "second" in logs[1], "first" in logs[2]] == [True, True, True]
 
     asked = len(wandb.queries)
+    launch_add_many([{"job": "team/digits/train"}] * 5, queue_name="cpu")
+    assert len(wandb.queries) == asked + 4, "a list asks once"
+
+    asked = len(wandb.queries)
     launch_add(job="acme/digits/box:v0", queue_name="gpu")
     assert len(wandb.queries) == asked, "a job of our own store is not looked for elsewhere"
+
+
+@pytest.mark.parametrize("source", ["job", "uri"])
+def test_sweep_names_a_run_or_a_job_of_a_server_and_its_trials_are_of_one_version(
+    api: InMemoryApi, wandb: WandbServer, uri: str, source: str
+) -> None:
+    wandb.add_artifact("team/digits/train", {"wandb-job.json": '{"source": {"image": "busybox:1"}}'})
+    named = {"job": "team/digits/train:latest", "uri": uri}[source]
+    sweep = {"method": "grid", "parameters": {"lr": {"values": [0.1, 0.2]}}, "launch": {source: named}}
+
+    asyncio.run(queue_sweep(api, {"config": sweep, "queue": "gpu" if source == "job" else "cpu"}))
+
+    (item,) = items(api)
+    pinned = {"job": "team/digits/train-wandb:v0", "uri": "team/digits/run-abc:v0"}[source]
+    assert config_of(item).job == pinned
+    assert api.job(pinned).reference == pinned
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[LaunchError], str]] = {

@@ -195,6 +195,15 @@ async def test_file_that_is_redirected_is_fetched_without_the_key(routes: respx.
     assert "authorization" not in storage.calls.last.request.headers
 
 
+async def test_more_than_code_can_be_is_not_fetched(routes: respx.Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefect_launch.sources.wandb_client.MAX_BYTES", 6)
+    async with _client() as client:
+        files = await client.run_files(ADDRESS)
+        assert [await client.read(files, path) for path in ("a.txt", "b.txt")] == [b"one", b"two"]
+        with pytest.raises(SourceError, match=r"more than 6 bytes, counted up to 'c\.txt'"):
+            await client.read(files, "c.txt")
+
+
 async def test_file_without_tls_is_not_fetched_from_a_server_with_tls(
     routes: respx.Router, server: WandbServer
 ) -> None:
