@@ -201,7 +201,7 @@ def _away(facts: WaitFacts) -> _Reason | None:
     if not facts.queue.resource or not all(each.values()):
         return None
     text = " ".join(f"{name}: {why}" for name, why in each.items())
-    return WaitCause.AWAY, f"No agent of the queue {facts.queue.queue!r} can reach what it would run in. {text}"
+    return WaitCause.AWAY, f"No agent of the queue {facts.queue.queue!r} can start its items now. {text}"
 
 
 def _limit(facts: WaitFacts) -> _Reason | None:
