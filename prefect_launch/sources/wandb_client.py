@@ -123,7 +123,9 @@ class WandbClient:
         self._url = f"{api_of(host)}/graphql"
         self._pauses = pauses
         self._fetched = 0
-        self._http = httpx.AsyncClient(timeout=_TIMEOUT, headers={"User-Agent": "prefect-launch"})
+        self._http = httpx.AsyncClient(
+            timeout=_TIMEOUT, headers={"User-Agent": "prefect-launch"}, event_hooks={"request": [self._check_tls]}
+        )
 
     async def __aenter__(self) -> WandbClient:
         return self
@@ -314,19 +316,21 @@ class WandbClient:
 
     async def _fetch(self, url: str, path: str) -> httpx.Response:
         """Fetch a signed address, without the key."""
-        parts = urlsplit(url)
-        if parts.scheme != "https" and not self.host.startswith("http://"):
-            raise SourceError(
-                f"The W&B server {self.host!r} gives the file {path!r} an address without TLS, which is not"
-                " fetched. Ask its operator for TLS there."
-            )
         answer, fault = await self._tried(lambda: self._got(url, path))
         if answer is None:
             raise InfrastructureError(
-                f"{parts.hostname!r}, where the W&B server {self.host!r} keeps the file {path!r}, does not answer"
-                f" ({fault}, {len(self._pauses) + 1} times). See whether it can be reached from here."
+                f"{urlsplit(url).hostname!r}, where the W&B server {self.host!r} keeps the file {path!r}, does not"
+                f" answer ({fault}, {len(self._pauses) + 1} times). See whether it can be reached from here."
             )
         return answer
+
+    async def _check_tls(self, request: httpx.Request) -> None:
+        """Refuse an address without TLS, of a redirect too, unless the operator lists the server so."""
+        if request.url.scheme != "https" and not self.host.startswith("http://"):
+            raise SourceError(
+                f"The W&B server {self.host!r} gives a file an address without TLS, at {request.url.host!r}, which is"
+                " not fetched. Ask its operator for TLS there."
+            )
 
     async def _tried(self, send: Callable[[], Awaitable[httpx.Response]]) -> tuple[httpx.Response | None, str]:
         """Send a request until another try would not change its answer; return none, and why, when all tries fail."""

@@ -207,10 +207,16 @@ async def test_more_than_code_can_be_is_not_fetched(routes: respx.Router, monkey
 async def test_file_without_tls_is_not_fetched_from_a_server_with_tls(
     routes: respx.Router, server: WandbServer
 ) -> None:
-    server.files_at = "http://files.example.net/signed"
+    plain = routes.get("http://files.example.net/a.txt").respond(200, text="one")
     async with _client() as client:
+        files = await client.run_files(ADDRESS)
+        routes["files"].respond(302, headers={"Location": "http://files.example.net/a.txt"})
+        with pytest.raises(SourceError, match="an address without TLS"):
+            await client.read(files, "a.txt")
+        server.files_at = "http://files.example.net/signed"
         with pytest.raises(SourceError, match="an address without TLS"):
             await client.read(await client.run_files(ADDRESS), "a.txt")
+    assert not plain.called
 
 
 @pytest.mark.parametrize(
