@@ -402,12 +402,12 @@ def best(
     import yaml
 
     from prefect_launch.cli.sweep_view import read_report
-    from prefect_launch.sweeps.trial_items import best_trial, trial_overrides
+    from prefect_launch.sweeps.trial_items import best_trial
     from prefect_launch.sweeps.trial_log import describe_trial
 
     found = read_report(connected(), sweep)
     trial = best_trial(found.name, found.config, found.trials)
-    as_config = {"overrides": trial_overrides(found.config, trial.params)}
+    as_config = {"overrides": found.config.trial_overrides(trial.params)}
     if json:
         print_json(as_config if config else found.trial_fields(trial))
     elif config:

@@ -322,24 +322,28 @@ class SweepConfig(_Block):
         """Return the configuration without prior runs, to check one that has begun: they may be deleted since."""
         return self.model_copy(update={"prior_runs": ()})
 
-    def trial_overrides(self, params: Mapping[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
-        """Return the `overrides` of a trial's launch config.
+    def trial_overrides(self, params: Mapping[str, Any], variables: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Return the overrides of a trial: its parameters, as inputs and as its command has them, over the sweep's own.
 
         Args:
             params: the trial's parameters; they are its inputs in any case.
             variables: the environment variables that the command may name with `${envvar:NAME}`.
 
         Returns:
-            `run_config`; with a `command`, it as `entry_point`; else, with `args`, the parameters as `args`.
+            `run_config`; with a `command`, it as `entry_point`; else, with `args`, the parameters as `args`; and what
+            the `overrides` of `launch` have besides.
 
         Raises:
-            SpecError: for a variable that the command may not name.
+            SpecError: for a variable that the command may not name, and for own overrides that are no mapping.
         """
-        overrides: dict[str, Any] = {"run_config": dict(params)}
+        own = self.launch.config.get("overrides") or {}
+        if not isinstance(own, Mapping):
+            raise SpecError(f"The sweep configuration's launch.overrides must be a mapping, not {own!r}.")
+        overrides = {**own, "run_config": {**(own.get("run_config") or {}), **params}}
         if self.command is not None:
-            overrides["entry_point"] = trial_command(self.command, self.program, params, variables)
+            overrides["entry_point"] = trial_command(self.command, self.program, params, variables or {})
         elif self.args is not None:
-            overrides["args"] = trial_arguments(params, self.args)
+            overrides["args"] = [*(own.get("args") or ()), *trial_arguments(params, self.args)]
         return overrides
 
     @property

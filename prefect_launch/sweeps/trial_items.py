@@ -72,22 +72,6 @@ def trial_key(sweep_id: UUID, record: TrialRecord) -> str:
 # --- the item of a trial ---
 
 
-def trial_overrides(config: SweepConfig, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the overrides of a trial: its parameters, as inputs and as its command has them, over the sweep's own.
-
-    Raises:
-        SpecError: when the command names a variable, or the sweep's own overrides are no mapping.
-    """
-    own = config.launch.config.get("overrides") or {}
-    if not isinstance(own, Mapping):
-        raise SpecError(f"The sweep configuration's launch.overrides must be a mapping, not {own!r}.")
-    overrides = config.trial_overrides(params, {})
-    overrides["run_config"] = {**(own.get("run_config") or {}), **overrides["run_config"]}
-    if "args" in overrides:
-        overrides["args"] = [*(own.get("args") or ()), *overrides["args"]]
-    return {**own, **overrides}
-
-
 def trial_spec(config: SweepConfig, sweep_id: UUID, record: TrialRecord) -> LaunchSpec:
     """Return what the item of a trial asks for.
 
@@ -99,7 +83,7 @@ def trial_spec(config: SweepConfig, sweep_id: UUID, record: TrialRecord) -> Laun
     data: dict[str, Any] = {
         **config.launch.config,
         **_source(config),
-        "overrides": trial_overrides(config, record.params),
+        "overrides": config.trial_overrides(record.params),
         "sweep_id": str(sweep_id),
         "run_id": f"{short_id(sweep_id)}-{record.number}{again}",
         "name": f"{(config.name or 'sweep')[:150]}-{short_id(sweep_id)}-{record.number}{again}",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
-from prefect_launch.core import plugins
 from prefect_launch.errors import AgentConfigError, NotFoundError, SpecError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.process.runner import LocalProcessRunner
@@ -54,18 +53,9 @@ def test_nice_outside_of_its_range_is_refused(value: object) -> None:
         ("pathlib:Path", "is no class derived from Runner"),
     ],
 )
-def test_resource_of_a_broken_package_is_named_with_its_class(
-    monkeypatch: pytest.MonkeyPatch, place: str, words: str
-) -> None:
-    found = [EntryPoint("moon", place, "prefect_launch.runners")]
-    monkeypatch.setattr(
-        plugins,
-        "entry_points",
-        lambda group: [*entry_points(group=group), *(one for one in found if one.group == group)],
-    )
-    RUNNERS.read_again()
-    try:
-        with pytest.raises(AgentConfigError, match=f"{place}.*resource 'moon'.*{words}"):
-            runner_class("moon")
-    finally:
-        RUNNERS.read_again()
+def test_resource_of_a_broken_package_is_named_with_its_class(place: str, words: str) -> None:
+    with (
+        patch.dict(RUNNERS._places, moon=place),
+        pytest.raises(AgentConfigError, match=f"{place}.*resource 'moon'.*{words}"),
+    ):
+        runner_class("moon")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
+from unittest.mock import patch
 from uuid import UUID
 
 import pytest
 
 from prefect_launch import alaunch_add
-from prefect_launch.core import plugins
 from prefect_launch.core.metrics import Metrics
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError, NotFoundError, SpecError
@@ -37,17 +36,10 @@ class Copycat(Sampler):
 
 
 @pytest.fixture(autouse=True)
-def copycat(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def copycat() -> Iterator[None]:
     """That sampler, installed."""
-    found = [EntryPoint("copycat", f"{__name__}:Copycat", "prefect_launch.samplers")]
-    monkeypatch.setattr(
-        plugins,
-        "entry_points",
-        lambda group: [*entry_points(group=group), *(one for one in found if one.group == group)],
-    )
-    SAMPLERS.read_again()
-    yield
-    SAMPLERS.read_again()
+    with patch.dict(SAMPLERS._places, copycat=f"{__name__}:Copycat"):
+        yield
 
 
 def copying(*prior: object) -> dict[str, Any]:

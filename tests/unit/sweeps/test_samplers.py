@@ -6,12 +6,11 @@ import math
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
-from prefect_launch.core import plugins
 from prefect_launch.errors import AgentConfigError, NotFoundError
 from prefect_launch.sweeps.config import SweepConfig, parse_sweep
 from prefect_launch.sweeps.distributions import DISTRIBUTIONS, MAX_QUANTILE, MIN_QUANTILE, Continuous
@@ -300,30 +299,21 @@ class Broken(Sampler):
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def three_samplers() -> Iterator[None]:
     """Three samplers of another package."""
     names = {"halving": "Halving", "broken": "Broken", "none": "LOSS"}
-    found = [
-        EntryPoint(name, f"{__name__}:{attribute}", "prefect_launch.samplers") for name, attribute in names.items()
-    ]
-    monkeypatch.setattr(
-        plugins,
-        "entry_points",
-        lambda group: [*entry_points(group=group), *(one for one in found if one.group == group)],
-    )
-    SAMPLERS.read_again()
-    yield
-    SAMPLERS.read_again()
+    with patch.dict(SAMPLERS._places, {name: f"{__name__}:{attribute}" for name, attribute in names.items()}):
+        yield
 
 
-@pytest.mark.usefixtures("installed")
+@pytest.mark.usefixtures("three_samplers")
 def test_sampler_of_another_package_is_asked_by_its_name() -> None:
     sampler = make_sampler(config("custom", {"x": {"value": 0}}, sampler="halving"), SWEEP)
 
     assert points(sampler, 9) == [{"x": 1.0}, {"x": 0.5}, {"x": 0.25}]
 
 
-@pytest.mark.usefixtures("installed")
+@pytest.mark.usefixtures("three_samplers")
 @pytest.mark.parametrize(
     ("seed", "words"),
     [(0, "returned 3"), (1, "x is nan"), (2, "a name is 1"), (3, "type 'object'"), (4, "ZeroDivisionError")],
@@ -335,7 +325,7 @@ def test_sampler_that_gives_no_parameters_is_named_with_what_it_gave(seed: int, 
         next_params(sampler, History())
 
 
-@pytest.mark.usefixtures("installed")
+@pytest.mark.usefixtures("three_samplers")
 def test_name_that_is_not_installed_or_is_no_sampler_is_refused() -> None:
     with pytest.raises(NotFoundError, match=r"Unknown sampler 'halvin'\. Did you mean 'halving'\?"):
         make_sampler(config("custom", {"x": {"value": 0}}, sampler="halvin"), SWEEP)
