@@ -123,8 +123,10 @@ class ImageBuilder:
 
     async def _with_image(self, plan: RunPlan, target: ImageBuild, image: str) -> RunPlan:
         await self._place.note_use(target, image)
+        context = plan.build_request.build_context if plan.build_request else None
+        built_of = plan.code_dir and plan.code_dir / (context or "")
         changes = {"image": image, "command": target.entry_point, "code_dir": None, "build_request": None}
-        return plan.model_copy(update=changes)
+        return plan.model_copy(update={**changes, "built_code_dir": built_of})
 
     async def _source(self, plan: RunPlan) -> _Source:
         if self._settings.type == "none":

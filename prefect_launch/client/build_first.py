@@ -125,6 +125,11 @@ def _job_to_build(job: Job | None, queue: CachedQueue) -> Job:
         raise SpecError(
             f"There is nothing to build: {what} names its image already. Leave build out, or give a job of code or git."
         )
+    if job.document.keep:
+        raise SpecError(
+            f"The job {job.reference} keeps {', '.join(map(repr, job.document.keep))} of its code folder, and an image"
+            " job has none. Leave build out: an agent builds the image of its code."
+        )
     return job
 
 

@@ -37,7 +37,7 @@ from prefect_launch.planning.override_checks import check_overrides, list_folder
 from prefect_launch.planning.refused_fields import outputs_named_by, refuse_unread, refuse_unread_here, secured
 from prefect_launch.policy.limits import time_limit
 from prefect_launch.policy.template import QueueConfig
-from prefect_launch.runners.base import PLAN_FILE, HostFolder, Labels, RunPlan, note_claim
+from prefect_launch.runners.base import CODE_FOLDER, PLAN_FILE, HostFolder, Labels, RunPlan, note_claim
 from prefect_launch.runners.registry import note_resource, runner_class
 from prefect_launch.server.secrets import ReadSecret, name_secret, read_secrets, reference_to, secret_names
 from prefect_launch.settings.agent_config import MachineSettings
@@ -198,7 +198,7 @@ async def _build_plan(request: Request, machine: MachineSettings, job: Job | Non
         image=_image(spec, job) or own_image,
         resolved_image=resolved_image(_named_image(spec, job) or "", spec.docker),
         build_request=to_build,
-        code_dir=run_dir / "code" if job is not None and job.kind is not SourceKind.IMAGE else None,
+        code_dir=run_dir / CODE_FOLDER if job is not None and job.kind is not SourceKind.IMAGE else None,
         build_context=job.build_context if job is not None and to_build is None else None,
         working_dir=spec.overrides.working_dir,
         python_version=spec.python_version or (job.runtime if job else None),

@@ -92,6 +92,8 @@ def with_default_variables(given: Mapping[str, str], output_dir: str) -> dict[st
 
 # --- the plan ---
 
+#: In a run's folder: its own copy of the job's code.
+CODE_FOLDER: Final = "code"
 #: In a run's folder: what its inputs name of the outputs of other items.
 INPUT_DIR: Final = "inputs"
 #: In a run's folder: the whole output of its job.
@@ -153,6 +155,9 @@ class RunPlan(BaseModel):
         default=None, description="What its image is built as, before the runner gets the plan with the image in it."
     )
     code_dir: Path | None = Field(default=None, description="The job's unpacked code, this attempt's own copy.")
+    built_code_dir: Path | None = Field(
+        default=None, description="The folder of the code that its image was built of, on the agent's machine."
+    )
     build_context: str | None = Field(
         default=None,
         description="The folder of the code that it is run in, with the requirements there, where no image is built of"

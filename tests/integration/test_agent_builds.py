@@ -127,6 +127,26 @@ def test_code_runs_in_its_base_image_and_nothing_is_built(site: BuildSite, pytho
     assert "main.py" in site.log(run)
 
 
+@pytest.mark.parametrize("is_built", [True, False], ids=["in a built image", "in a base image"])
+def test_files_beside_the_code_are_kept_by_the_job_s_patterns_or_told(
+    site: BuildSite, python_image: str, is_built: bool
+) -> None:
+    main = (
+        "import helper; from pathlib import Path; Path('ckpt').mkdir(); Path('ckpt/1.pt').write_text('one');"
+        " Path('loss.csv').write_text('1'); Path.home().joinpath('.cache').mkdir()"
+    )
+    where = {} if is_built else {"base_image": python_image}
+    site.code_job({"main.py": main, "helper.py": ""}, keep=["ckpt/**"], **where)
+    (run,) = site.add()
+    site.work_off()
+    told = "1 file changed in the code folder is not kept"
+    assert run.message.endswith(f"Note: {told}; its log names it."), run.message
+    assert f"{told}: loss.csv." in site.notes(run)
+    assert set(run.files()) == {"ckpt/1.pt", "job.log"}
+    (kept,) = run.download("*.pt", site.folder / "back")
+    assert kept.read_text() == "one"
+
+
 def test_code_without_an_image_is_refused_where_nothing_is_built(site: BuildSite) -> None:
     site.code_job({"main.py": ""})
     (run,) = site.add()

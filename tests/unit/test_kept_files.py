@@ -59,4 +59,6 @@ def test_job_that_keeps_files_is_refused_on_a_queue_whose_runs_keep_none(job_api
         SpecError, match=r"keeps:v0 keeps '\*.pt' of its code folder, which the resource 'ray' does not"
     ):
         launch_add(job="keeps", queue_name="cluster")
+    with pytest.raises(SpecError, match=r"keeps '\*.pt' of its code folder, and an image job has none"):
+        launch_add(job="keeps", queue_name="gpu", build=True)
     assert launch_add(job="keeps", queue_name="box").state == "queued"

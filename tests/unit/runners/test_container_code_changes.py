@@ -11,6 +11,7 @@ from prefect_launch.core.output_limits import OutputLimits
 from prefect_launch.errors import UnreachableError
 from prefect_launch.runners.base import ExitStatus, Labels, RunPlan
 from prefect_launch.runners.docker import code_changes
+from prefect_launch.runners.docker.engine import Image
 from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.testing import Script
 from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
@@ -80,6 +81,23 @@ async def test_output_of_the_job_s_own_stays_and_one_of_the_last_attempt_does_no
     assert (plan.output_dir / "ckpt" / "1.pt").read_text() == "beside"
     assert (plan.output_dir / "ckpt" / "2.pt").read_text() == "its own"
     assert [each.partition(":")[0] for each in end.left_out.named] == ["ckpt/2.pt"]
+
+
+async def test_files_of_an_image_that_was_built_of_a_part_of_the_code_have_their_names_in_the_code(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def image(name: str) -> Image:
+        return Image(id="sha256:python", working_dir="/workspace")
+
+    monkeypatch.setattr(box.engine, "image", image)
+    box.script = Script(code={"ckpt/1.pt": b"one", "loss.csv": b"1", ".cache/x": b"x"})
+    plan = box.plan(keep=("lib/ckpt/**",))
+    assert plan.code_dir is not None
+
+    end = await box.run(plan.model_copy(update={"code_dir": None, "built_code_dir": plan.code_dir / "lib"}))
+
+    assert (plan.output_dir / "lib" / "ckpt" / "1.pt").read_text() == "one"
+    assert end.code_changes.named == ("lib/loss.csv",)
 
 
 async def test_of_very_many_files_the_new_ones_are_counted(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
