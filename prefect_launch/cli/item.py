@@ -1,4 +1,4 @@
-"""Commands `prefect-launch item`: show items, read their logs, fetch their files, cancel and retry them."""
+"""Commands `prefect-launch item`: show items, read their logs, fetch their files, change, cancel and rerun them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from prefect_launch.client.queued_run import QueuedRun
     from prefect_launch.server.values import State
 
-app = group("Show items, read their logs, fetch their files, cancel and retry them.")
+app = group("Show items, read their logs, fetch their files, change, cancel and rerun them.")
 
 _UNSUCCESSFUL = frozenset({StateType.FAILED, StateType.CRASHED, StateType.CANCELLED})
 app.command(

@@ -34,7 +34,10 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
         "prefect_launch.cli.add:run_app",
         "Run a job here and now, without a queue; exit with 1 when it fails.",
     ),
-    "item": ("prefect_launch.cli.item:app", "Show items, read their logs, fetch their files, cancel and retry them."),
+    "item": (
+        "prefect_launch.cli.item:app",
+        "Show items, read their logs, fetch their files, change, cancel and rerun them.",
+    ),
     "sweep": (
         "prefect_launch.cli.sweep:app",
         "Create, run, show, pause and stop sweeps; check sweep files.",

@@ -48,6 +48,15 @@ class ItemContract:
         assert (read.state_name, read.message) == ("AwaitingRetry", "Later.")
         assert read.next_scheduled_start_time == read.expected_start_time == LATER
 
+    async def test_listed_item_has_the_data_of_its_state(self, place: Place) -> None:
+        item = await place.add()
+        claim = State(type=StateType.PENDING, name="Pending", data={"launch_change": "ann"})
+        assert (await place.server.propose(item.id, claim)).accepted
+        (listed,) = await place.server.list_items(pool=place.pool, state_names=["Pending"])
+        assert listed.state is not None
+        assert listed.state.data["launch_change"] == "ann"
+        assert listed.state.transition_id is not None
+
     async def test_item_that_was_moved_is_listed_only_when_it_is_asked_for(self, place: Place) -> None:
         kept, moved = await place.add("kept"), await place.add("moved")
         await place.move(moved, ItemState.CLAIMED)

@@ -115,6 +115,8 @@ def test_item_that_is_cancelled_while_it_is_held_is_cancelled(job_api: InMemoryA
 
 def test_moved_item_takes_its_place_in_line_with_all_that_it_is(job_api: InMemoryApi, run: QueuedRun) -> None:
     job_api.create_run_queue("other", "local-process")
+    of_sweep = {"prefect-launch.trial": "the record of a trial"}
+    job_api.call(lambda session: session.server.label_item(UUID(run.id), of_sweep))
     was = run.item
 
     run.move("other", priority="critical")
@@ -124,7 +126,8 @@ def test_moved_item_takes_its_place_in_line_with_all_that_it_is(job_api: InMemor
     assert (now.parameters, now.name, now.run_count) == (was.parameters, "first", 0)
     assert now.next_scheduled_start_time == was.next_scheduled_start_time
     assert set(now.tags) == set(was.tags) - {"queue:cpu"} | {"queue:other"}
-    assert now.labels.items() >= {"prefect-launch.job": "acme/digits/train:v0", "prefect-launch.queue": "other"}.items()
+    of_queue = {"prefect-launch.queue": "other", "prefect.deployment.id": str(now.deployment_id)}
+    assert now.labels == {**was.labels, **of_queue}
     assert [item.id for item in items(job_api)] == [now.id]
 
 
