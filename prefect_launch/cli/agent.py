@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from prefect_launch.cli.options import JsonOption, examples, group
-from prefect_launch.cli.output import Column, ago, print_json, print_table
+from prefect_launch.cli.output import Column, ago, print_details, print_json, print_table
 from prefect_launch.cli.process import loading
 from prefect_launch.core.early_signals import SIGNALLED, early_signals
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from prefect_launch.queues.agent_status import AgentInfo
 
 
-app = group("Run an agent, serve it as a deployment, check, list and drain agents.")
+app = group("Run an agent, serve it as a deployment, check, show and drain agents.")
 
 QueuesOption = Annotated[
     list[str] | None,
@@ -168,6 +168,43 @@ def list_(json: JsonOption = False) -> None:
         if len(agent.hosts) > 1:
             are = f"{len(agent.hosts)} agents are called {agent.name}, on {', '.join(agent.hosts)}"
             typer.echo(f"{are}: give each a name of its own (--name).")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the agent, on any machine.")],
+    json: JsonOption = False,
+) -> None:
+    """Show an agent: where it runs, what it takes and holds, and what keeps items from it."""
+    from prefect_launch.cli.process import connected
+    from prefect_launch.core.names import short_id
+    from prefect_launch.errors import unknown_name
+
+    agents = {agent.name: agent for agent in connected().agents()}
+    if name not in agents:
+        raise unknown_name("agent", name, agents)
+    agent = agents[name]
+    if json:
+        print_json(agent.model_dump(mode="json"))
+        return
+    _, state, host, slots, _, seen, queues = row_of(agent)
+    schedulers = f"{agent.schedulers} of {'any number' if agent.max_schedulers is None else agent.max_schedulers}"
+    print_details(
+        [
+            ("name", agent.name),
+            ("state", state),
+            ("host", ", ".join(agent.hosts) or host),
+            ("queues", queues),
+            ("slots", slots),
+            ("sweeps", schedulers if agent.schedulers else None),
+            ("runs", "\n".join(f"{item.shown} ({short_id(item.id)})" for item in agent.running)),
+            ("devices", agent.devices),
+            ("items wait", "\n".join(f"{short_id(item)}: {why}" for item, why in agent.waits.items())),
+            ("takes none", "\n".join(f"{resource}: {why}" for resource, why in agent.problems.items())),
+            ("secure mode", "on" if agent.secure_mode else None),
+            ("last seen", seen),
+        ]
+    )
 
 
 def row_of(agent: AgentInfo) -> tuple[object, ...]:

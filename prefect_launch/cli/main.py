@@ -46,7 +46,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
         "prefect_launch.cli.launch_sweep:app",
         "Put a sweep on a queue, for an agent to run: 'sweep create' under the names of W&B's command.",
     ),
-    "agent": ("prefect_launch.cli.agent:app", "Run an agent, serve it as a deployment, check, list and drain agents."),
+    "agent": ("prefect_launch.cli.agent:app", "Run an agent, serve it as a deployment, check, show and drain agents."),
     "top": (
         "prefect_launch.cli.top:app",
         "Show queues, agents, devices and active runs on one live screen, until Ctrl-C; in a pipe, print them once.",

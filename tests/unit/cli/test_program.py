@@ -27,7 +27,7 @@ COMMANDS = [
     ["sweep"],
     ["sweep", "check"],
     ["agent"],
-    *(["agent", name] for name in ("start", "serve", "list")),
+    *(["agent", name] for name in ("start", "serve", "list", "show")),
     ["demo"],
 ]
 
