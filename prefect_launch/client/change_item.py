@@ -85,7 +85,7 @@ async def move_item(
     queue, draft = await _draft_elsewhere(api, session, item, target, urgency)
     if not is_moved(item):
         async with _held(session.server, item, who) as held:
-            draft = draft.model_copy(update={"parameters": _kept_parameters(held, draft)})
+            draft = draft.model_copy(update={"parameters": _kept_parameters(held, draft, queue)})
             await _end_as_moved(
                 session.server, held, f"Moved to the queue {target!r}, priority {urgency.name.lower()}."
             )
@@ -125,7 +125,7 @@ async def _draft_elsewhere(
     own_labels.pop(FORM_LABEL, None)  # The item is made from its queue's deployment, by its parameters.
     changes = {
         "name": item.name,
-        "parameters": _kept_parameters(item, draft),
+        "parameters": _kept_parameters(item, draft, queue),
         "job_variables": dict(item.job_variables or {}),
         "tags": tuple({*item.tags, *draft.tags} - {queue_tag(item.work_pool_name or "")} | {queue_tag(queue.name)}),
         "labels": {**own_labels, **draft.labels},
@@ -135,9 +135,12 @@ async def _draft_elsewhere(
     return queue, draft.model_copy(update=changes)
 
 
-def _kept_parameters(item: Item, draft: ItemDraft) -> dict[str, Any]:
+def _kept_parameters(item: Item, draft: ItemDraft, queue: CachedQueue) -> dict[str, Any]:
     """Return an item's own parameters: what was looked up for it stays. Those of a job's form become a spec."""
-    return draft.parameters if item.labels.get(FORM_LABEL) else dict(item.parameters)
+    if item.labels.get(FORM_LABEL):
+        return draft.parameters
+    pinned = {name: value for name, value in draft.parameters.items() if name == "docker" and queue.config.pin}
+    return {**item.parameters, **pinned}
 
 
 def _waiting_state(item: Item, draft: ItemDraft | None = None, queue: str | None = None) -> State:

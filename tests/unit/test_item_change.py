@@ -131,6 +131,24 @@ def test_moved_item_takes_its_place_in_line_with_all_that_it_is(job_api: InMemor
     assert [item.id for item in items(job_api)] == [now.id]
 
 
+def test_image_keeps_its_digest_and_is_pinned_where_the_other_queue_pins(job_api: InMemoryApi) -> None:
+    image, old, new = "r.example/team/train:1", *(f"sha256:{digit * 64}" for digit in "ab")
+    job_api.create_run_queue("other", "local-container")
+    job_api.create_run_queue("pins", "local-container", config={"docker": {"pin": True}})
+    job_api.registry.digests[image] = old
+    known = launch_add(docker_image=image, queue_name="other")
+    job_api.registry.digests.clear()
+    unknown = launch_add(docker_image=image, queue_name="other")
+    job_api.registry.digests[image] = new
+
+    known.set_priority("high")
+    assert known.item.parameters["docker"] == {"docker_image": image, "digest": old, "resolved": True}
+    known.move("pins")
+    assert known.item.parameters["docker"] == {"docker_image": image, "digest": old}
+    unknown.move("pins")
+    assert unknown.item.parameters["docker"] == {"docker_image": image, "digest": new, "pin": True}
+
+
 def test_old_id_of_a_moved_item_leads_to_the_new_one(job_api: InMemoryApi, run: QueuedRun, command: Command) -> None:
     old, follower = run.id, job_api.queued_run(run.id)
     run.set_priority("high")
