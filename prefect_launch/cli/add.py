@@ -67,13 +67,21 @@ def add(
 
 
 @run_app.command("run", cls=PassesArgs, epilog=_RUN_EXAMPLES)
-@flattened("queue", "variables", "build", "after", *map(parameter_of, ("priority", "registry.uri", "docker.pin")))
+@flattened("queue", "variables", "build", "after", *map(parameter_of, ("priority", "docker.pin")))
 def run(
     options: LaunchOptions,
+    returns_at_once: Annotated[
+        bool,
+        typer.Option("--async", metavar="", help="Return at once: put it on the queue 'default', for an agent to run."),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", metavar="", help="Print Prefect's own log lines too.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Run a job here and now, without a queue; exit with 1 when it fails."""
+    if returns_at_once:
+        add_to_queue(connected(verbose=verbose), options, wait=False, as_json=json)
+        typer.echo("An agent runs it, such as one from: prefect-launch agent start -q default", err=True)
+        return
     run_here(connected(verbose=verbose), options, as_json=json)
 
 

@@ -20,6 +20,7 @@ from prefect_launch.cli.options import (
     flattened,
     group,
     read_retries,
+    split_assignment,
 )
 from prefect_launch.cli.output import Column, ago, at, print_details, print_json, print_table
 from prefect_launch.cli.process import connected
@@ -75,6 +76,8 @@ _OPTIONS: Final[dict[str, Any]] = {
     "build_context": _option(
         "-b", "--build-context", metavar="DIR", text="Folder of the code that is the build context."
     ),
+    # W&B's; it is refused with the reason.
+    "services": Annotated[list[str] | None, typer.Option("-s", "--service", metavar="NAME=WHEN", hidden=True)],
     "entity": EntityOption,
     "project": ProjectOption,
     "args": ArgsArgument,
@@ -163,6 +166,8 @@ def _create(path: str, kind: str, options: Any, as_json: bool) -> None:
     given["entrypoint"] += tuple(args)
     if "retries" in given:
         given["retries"] = read_retries(given["retries"])
+    if "services" in given:
+        given["services"] = dict(split_assignment(each, "--service") for each in given["services"])
     request = JobRequest(path=path, job_type=kind, **given)
     result = api.call(lambda session: create_in(session.jobs, request))
     if as_json:

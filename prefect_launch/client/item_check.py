@@ -90,7 +90,7 @@ class NamedJob:
 
 def same_source(spec: LaunchSpec) -> tuple[object, ...]:
     """Return what specs have in common when they name the same job."""
-    of_uri = (spec.uri, spec.git.version, spec.overrides.entry_point, spec.entity, spec.project) if spec.uri else ()
+    of_uri = (spec.uri, spec.git, spec.overrides.entry_point, spec.entity, spec.project) if spec.uri else ()
     return (spec.job, spec.image, *of_uri)
 
 
@@ -127,10 +127,16 @@ async def _draft_of_uri(spec: LaunchSpec, uri: str, session: Session) -> JobDraf
                 f"version={spec.git.version!r} chooses what a git uri is taken at, and {str(run)!r} is a W&B run, which"
                 " has a commit of its own. Leave version out."
             )
+        for key, value in spec.git.of_new_job.items():
+            raise SpecError(
+                f"git.{key} ({value!r}) is for the job of a git uri, and {str(run)!r} is a W&B run, whose job is as the"
+                " run was. Leave it out."
+            )
         return await draft_of_run(run, given, session.read_secret)
     from prefect_launch.client.create_job import JobRequest, draft_job
 
-    draft, _ = await draft_job(JobRequest(path=uri, job_type="git", git_hash=spec.git.version, **given))
+    of_job = {{"job_name": "name"}.get(key, key): value for key, value in spec.git.of_new_job.items()}
+    draft, _ = await draft_job(JobRequest(path=uri, job_type="git", git_hash=spec.git.version, **given, **of_job))
     return draft
 
 

@@ -74,7 +74,7 @@ class DockerSource(_Part):
 
 
 class GitSource(_Part):
-    """The commit, branch or tag of a git job."""
+    """The commit, branch or tag of a git job, and what else a job that is made of a `uri` gets."""
 
     repo: Annotated[str | None, Option(in_secure_mode=True)] = Field(
         default=None, description="The repository of the job, which must be its own."
@@ -82,6 +82,20 @@ class GitSource(_Part):
     version: Annotated[str | None, Option(("-g", "--git-ref"), "REF", in_secure_mode=True)] = Field(
         default=None, description="The repository's branch, tag or commit. Default: the main branch."
     )
+    build_context: Annotated[str | None, Option(("--build-context",), "DIR")] = Field(
+        default=None, description="Of a uri's job: the folder of the repository that it runs in."
+    )
+    base_image: Annotated[str | None, Option(("-B", "--base-image"), "IMAGE")] = Field(
+        default=None, description="Of a uri's job: an image to run the code in; no image is built then."
+    )
+    job_name: Annotated[str | None, Option(("-J", "--job-name"), "NAME")] = Field(
+        default=None, description="Of a uri's job: its name. Default: job- and the repository's."
+    )
+
+    @property
+    def of_new_job(self) -> dict[str, str]:
+        """What is given for the job that is made of a `uri`, by field."""
+        return self.model_dump(include={"build_context", "base_image", "job_name"}, exclude_none=True)
 
 
 class RegistryOptions(_Part):
@@ -303,6 +317,11 @@ class LaunchSpec(_Part):
             raise SpecError(
                 f"Exactly one of job, docker_image or uri must be specified in the launch spec; got {seen}."
                 f" {'Keep' if given else 'Name'} the one that you mean."
+            )
+        for key, value in () if self.uri else self.git.of_new_job.items():
+            raise SpecError(
+                f"git.{key} ({value!r}) is for the job that is made of a uri, and {given[0]}={named[given[0]]!r} names"
+                " what runs. Give it when you make a job ('prefect-launch job create'), or leave it out."
             )
         return self
 

@@ -42,6 +42,11 @@ REFUSED: list[tuple[dict[str, Any], type[LaunchError], str]] = [
     ({"uri": "https://wandb.ai/team/digits/runs/abc"}, AgentConfigError, "not one that this machine may ask"),
     ({"uri": "https://wandb.ai/team/digits/sweeps/abc"}, SourceError, "is a page of a W&B server"),
     (
+        {"uri": "https://wandb.ai/team/digits/runs/abc", "config": {"git": {"job_name": "x"}}},
+        SpecError,
+        "whose job is as the run was",
+    ),
+    (
         {"uri": "https://wandb.ai/team/digits/runs/abc", "config": {"git": {"version": "v1"}}},
         SpecError,
         "is a W&B run, which has a commit",

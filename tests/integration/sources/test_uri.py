@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from prefect_launch import LaunchAgent, create_job, explain_launch, launch_add, launch_add_many
+from prefect_launch.cli.main import run
 from prefect_launch.client.api import use_api
 from prefect_launch.errors import InfrastructureError, LaunchError, NotFoundError, SourceError, SpecError
 from prefect_launch.testing import InMemoryApi
@@ -79,6 +80,22 @@ def test_project_of_a_repository_runs_in_its_folder_with_its_requirements(
 
     assert run.state == "completed", run.message
     assert "train six" in "\n".join(line.message for line in run.logs())
+
+
+def test_job_of_a_uri_gets_the_name_the_folder_and_the_base_image_that_are_given_with_it(
+    api: InMemoryApi, repository: Repository, uri: str
+) -> None:
+    (repository.path / "part").mkdir()
+    (repository.path / "part" / "run.py").write_text("print('part')")
+    repository.commit()
+    given = ["add", "-u", uri, "-E", "python run.py", "-q", "gpu", "--build-context", "part"]
+
+    assert run([*given, "-B", "python:3.12-slim", "-J", "mine"]) == 0
+    assert run(given) == 0
+
+    mine, other = (api.job(item.parameters["job"]) for item in sorted(items(api), key=lambda item: item.name)[::-1])
+    assert (mine.name, mine.build_context, mine.base_image) == ("mine", "part", "python:3.12-slim")
+    assert (other.name, other.build_context, other.base_image) == ("job-team-train", "part", None)
 
 
 def test_same_uri_finds_the_job_that_it_made_and_another_commit_or_entry_point_makes_a_version(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,10 +44,26 @@ def test_git_version_is_the_git_ref(api: InMemoryApi) -> None:
     assert "'v9'" in str(result.exception)
 
 
+def test_run_that_returns_at_once_is_an_item_of_the_default_queue(api: InMemoryApi) -> None:
+    result = CliRunner().invoke(app, ["run", "-j", "train", "--async", "--json"])
+
+    (run,) = api.items(queue="default")
+    assert json.loads(result.stdout)["id"] == run.id
+    assert "prefect-launch agent start -q default" in result.stderr
+
+
+def test_services_of_a_job_are_refused_with_the_next_step(api: InMemoryApi) -> None:
+    result = CliRunner().invoke(app, ["job", "create", "image", "busybox", "-s", "tensorboard=always"])
+
+    assert "nothing here starts additional services" in str(result.exception)
+    assert "tensorboard" in str(result.exception)
+
+
 @pytest.mark.parametrize("command", ["add", "run"])
 def test_help_has_one_name_for_each_option(command: str) -> None:
     shown = CliRunner().invoke(app, [command, "--help"]).stdout
 
     assert "--template-variable" in shown or command == "run"
+    assert "--repository" in shown
     assert "--set-var" not in shown
     assert "--git-version" not in shown
