@@ -162,6 +162,7 @@ app.command(
     ),
 )(item_change.rerun)
 app.command(epilog=examples("prefect-launch item wait 1a2b3c4d 5e6f7a8b --timeout 2h && echo done"))(item_wait.wait)
+app.command(epilog=examples("prefect-launch item save-job 1a2b3c4d -n train -a best"))(item_change.save_job)
 app.command(epilog=examples("prefect-launch item edit 1a2b3c4d --set lr=0.5"))(item_change.edit)
 app.command(epilog=examples("prefect-launch item set-priority 1a2b3c4d high"))(item_change.set_priority)
 app.command(epilog=examples("prefect-launch item move 1a2b3c4d -q a100"))(item_change.move)

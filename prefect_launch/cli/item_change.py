@@ -59,6 +59,29 @@ def rerun(
     typer.echo(f"page: {again.url}")
 
 
+def save_job(
+    item_id: ItemId,
+    name: Annotated[
+        str | None, typer.Option("-n", "--name", metavar="NAME", help="The job's name. Default: that of its own job.")
+    ] = None,
+    aliases: Annotated[
+        list[str] | None,
+        typer.Option("-a", "--alias", metavar="ALIAS", help="Another name for this version. Repeat for more."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a job of an ended item: its code or image, its command, and its inputs as the defaults."""
+    api = connected()
+    run = find(api, item_id)
+    job = run.save_job(name, aliases=aliases or ())
+    if json:
+        from prefect_launch.cli.job import job_fields
+
+        print_json(job_fields(job, job.aliases))
+        return
+    typer.echo(f"The job {job.reference} is what {_named(run)} ran; its aliases: {', '.join(job.aliases)}.")
+
+
 def edit(item_id: ItemId, inputs: SetOption = None, json: JsonOption = False) -> None:
     """Change inputs of an item while it waits; it keeps its place in the queue."""
     from prefect_launch.client.item_fields import request_of

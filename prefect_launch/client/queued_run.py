@@ -23,6 +23,7 @@ from prefect_launch.spec.scheduling import Priority
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
     from prefect_launch.core.metrics import Metrics
+    from prefect_launch.jobs.model import Job
     from prefect_launch.queues.session import Session
     from prefect_launch.queues.wait_reason import WaitReason
 
@@ -337,6 +338,26 @@ class QueuedRun(ItemHandle):
         from prefect_launch.client.rerun import rerun_item
 
         return await rerun_item(self._api, session, await self._item(session), **changes)
+
+    def save_job(self, name: str | None = None, *, aliases: Sequence[str] = ()) -> Job:
+        """Store what it ran as a job, or its next version: the same code or image and digest.
+
+        Its command, with its arguments, is the job's own, and its inputs are the defaults.
+
+        Args:
+            name: of the job; by default that of the job that it ran, or `job-` and the image's name.
+            aliases: names for this version besides `latest`.
+
+        Raises:
+            SpecError: when it has not ended, or is a sweep.
+            NotFoundError: when the job that it ran is deleted.
+        """
+        from prefect_launch.client.save_job import save_job
+
+        async def save(session: Session) -> Job:
+            return (await save_job(session, await self._item(session), name=name, aliases=aliases)).job
+
+        return self._api.call(save)
 
     def edit(self, inputs: Mapping[str, Any]) -> None:
         """Change inputs while it waits; it keeps its place in the queue.

@@ -286,11 +286,23 @@ class JobRegistry:
                 Nothing is left behind.
             InfrastructureError: when the storage or the disk fails.
         """
+        source, archive = await self._archive(job)
+        await unpack(archive, destination, content_digest=source.content_digest, job=job.reference)
+
+    async def read_code(self, job: Job) -> bytes:
+        """Return the code archive of a code job.
+
+        Raises:
+            ArtifactError: when the job has no code, or its archive is damaged.
+            InfrastructureError: when the storage fails.
+        """
+        return (await self._archive(job))[1]
+
+    async def _archive(self, job: Job) -> tuple[CodeJobSource, bytes]:
         source, file = job.document.source, job.files.get(CODE_FILE)
         if not isinstance(source, CodeJobSource) or file is None:
             raise ArtifactError(f"The job {job.reference} is of kind {job.kind.name.lower()} and has no code archive.")
-        archive = await (await self._blobs()).get(file, name=CODE_FILE, job=job.reference)
-        await unpack(archive, destination, content_digest=source.content_digest, job=job.reference)
+        return source, await (await self._blobs()).get(file, name=CODE_FILE, job=job.reference)
 
     # --- the outputs of runs ---
 
