@@ -307,7 +307,8 @@ class _Connection:
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()
         self._server: Server | None = None
-        self._deployments: dict[str, UUID] = {}
+        #: By the ids of their pools: of a pool that is deleted and made again, the deployment is in none.
+        self._deployments: dict[UUID, UUID] = {}
 
     @property
     def server(self) -> Server:
@@ -345,22 +346,22 @@ class _Connection:
             state=State(type=StateType.PAUSED, name=HELD, message="It gets its plan, and is released then."),
         )
         for _ in range(2):
-            child = await self.server.create_item(await self._deployment(pool.name), draft)
+            child = await self.server.create_item(await self._deployment(pool), draft)
             if child is not None:
                 return child
-            self._deployments.pop(pool.name, None)  # Somebody has deleted it.
+            self._deployments.pop(pool.id, None)  # Somebody has deleted it.
         raise InfrastructureError(f"The deployment {FLOW}/{pool.name} is deleted again and again. Find out by whom.")
 
-    async def _deployment(self, pool: str) -> UUID:
-        if pool not in self._deployments:
-            there = await self.server.find_deployment(pool, flow=FLOW)
-            if there is not None and there.work_pool_name == pool:
-                self._deployments[pool] = there.id
+    async def _deployment(self, pool: Pool) -> UUID:
+        if pool.id not in self._deployments:
+            there = await self.server.find_deployment(pool.name, flow=FLOW)
+            if there is not None and there.work_pool_name == pool.name:
+                self._deployments[pool.id] = there.id
             else:
-                self._deployments[pool] = await self.server.upsert_deployment(
-                    pool,
+                self._deployments[pool.id] = await self.server.upsert_deployment(
+                    pool.name,
                     flow=FLOW,
-                    pool=pool,
+                    pool=pool.name,
                     parameters={},
                     parameter_schema={"type": "object", "properties": {}},
                     description=_DESCRIPTION,
@@ -368,7 +369,7 @@ class _Connection:
                     labels={"prefect-launch.made": True},
                     enforce=False,
                 )
-        return self._deployments[pool]
+        return self._deployments[pool.id]
 
     async def aclose(self) -> None:
         """Close the connection."""

@@ -56,6 +56,16 @@ async def test_pool_that_was_deleted_is_the_reason_of_a_wait(world: PrefectWorld
     assert "deleted" in await reason_of(world, runner, handle)
 
 
+async def test_pool_that_is_deleted_and_made_again_gets_the_next_runs(world: PrefectWorld) -> None:
+    runner = world.runner()
+    await start(runner, world.plan("true"))
+    await world.server.delete_pool(POOL)
+    world.server.add_pool(POOL, "process")
+    child = await world.server.read_item(child_of(await start(runner, world.plan("true"))))
+    assert child is not None
+    assert child.work_pool_name == POOL
+
+
 async def test_run_that_its_worker_claimed_and_never_started_is_stopped_at_once_and_for_good(
     world: PrefectWorld,
 ) -> None:
