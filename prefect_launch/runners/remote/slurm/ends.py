@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from prefect_launch.errors import SpecError
+from prefect_launch.errors import RunLostError, SpecError
 from prefect_launch.runners.base import NEVER_STARTED, ExitStatus, signal_of
 from prefect_launch.runners.remote.jobs import RemoteState, RemoteStatus
 from prefect_launch.runners.remote.slurm.folder import JobFolder, WrittenExit
@@ -42,7 +42,11 @@ def status_of(job: SlurmJob | None, folder: JobFolder) -> RemoteStatus | None:
     if job is None:
         return None
     if job.has_ended:
-        return RemoteStatus(state=RemoteState.ENDED, exit=_end_by_slurm(folder, job))
+        end = _end_by_slurm(folder, job)
+        is_lost = _was_cancelled_waiting(folder, job) and not folder.is_stop_asked
+        return RemoteStatus(
+            state=RemoteState.ENDED, exit=end, refusal=RunLostError(end.describe()) if is_lost else None
+        )
     if job.is_waiting:
         state = RemoteState.HELD if job.is_held else RemoteState.PENDING
         refusal = SpecError(f"Slurm cannot run it: {job.wait_reason}") if job.never_starts else None
@@ -94,7 +98,7 @@ def _end_by_slurm(folder: JobFolder, job: SlurmJob) -> ExitStatus:
             error=f"Slurm started it a second time, on {where}; it was not run again, and how the first start ended is"
             " not known",
         )
-    if folder.node is None and job.state == "CANCELLED":
+    if _was_cancelled_waiting(folder, job):
         by = f" by {job.cancelled_by}" if job.cancelled_by else ""
         return ExitStatus(exit_code=None, error=f"cancelled in Slurm{by} before it ran")
     if number == _OUT_OF_MEMORY:
@@ -104,6 +108,10 @@ def _end_by_slurm(folder: JobFolder, job: SlurmJob) -> ExitStatus:
     shell_code = 128 + number if number else code
     end = ExitStatus(exit_code=shell_code, signal=signal_of(shell_code), stopped=folder.is_stop_asked)
     return end if folder.is_stop_asked else _with_cause(end, job)
+
+
+def _was_cancelled_waiting(folder: JobFolder, job: SlurmJob) -> bool:
+    return folder.node is None and job.state == "CANCELLED"
 
 
 def _with_cause(end: ExitStatus, job: SlurmJob) -> ExitStatus:

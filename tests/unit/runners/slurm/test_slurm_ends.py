@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prefect_launch.errors import SpecError
+from prefect_launch.errors import RunLostError, SpecError
 from prefect_launch.runners.base import ExitStatus
 from prefect_launch.runners.remote.jobs import RemoteState
 from prefect_launch.runners.remote.slurm import folder, script
@@ -142,6 +142,17 @@ def test_stop_that_was_asked_for_is_no_cancel_by_hand() -> None:
 def test_job_that_was_cancelled_before_it_ran_says_so() -> None:
     end = ended(job("CANCELLED"), folder.JobFolder())
     assert (end.exit_code, end.error) == (None, "cancelled in Slurm before it ran")
+
+
+@pytest.mark.parametrize(
+    ("files", "is_lost"), [(folder.JobFolder(), True), (folder.JobFolder(is_stop_asked=True), False), (RAN, False)]
+)
+def test_only_a_job_that_others_cancel_while_it_waits_is_refused_its_start(
+    files: folder.JobFolder, *, is_lost: bool
+) -> None:
+    status = status_of(job("CANCELLED"), files)
+    assert status is not None
+    assert isinstance(status.refusal, RunLostError) is is_lost
 
 
 def test_node_that_does_not_see_the_folder_is_named_with_the_next_step() -> None:
