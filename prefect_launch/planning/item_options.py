@@ -122,7 +122,7 @@ def _check_overrides(spec: LaunchSpec, fixed: Mapping[str, str]) -> None:
             raise UnsafeSpecError(
                 f"overrides.{name} would take the place of the option {option!r}, which {fixed[option]} and cannot be"
                 " given. Leave it out; the queue's owner can let submitters set it"
-                f" ('prefect-launch queue create … --replace --allow {option}')."
+                f" ('prefect-launch queue edit … --allow {option}')."
             )
 
 

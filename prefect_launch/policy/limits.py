@@ -264,7 +264,7 @@ def _check_unlimited(option: str, value: Any, config: QueueConfig, quantities: Q
         raise UnsafeSpecError(
             f"resource_args.{config.resource} option {option!r} is {value!r}, which means no limit: a submitter may not"
             " ask for that. Give a number; the queue's owner can let submitters have it"
-            f" ('prefect-launch queue create … --replace --allow {option}')."
+            f" ('prefect-launch queue edit … --allow {option}')."
         )
 
 
@@ -273,5 +273,5 @@ def _refusal(config: QueueConfig, option: str, reason: str, quantities: Quantiti
     most = f" --limit {option}=MAXIMUM" if has_maximum else ""
     return (
         f"resource_args.{config.resource} option {option!r} {reason} and cannot be given. Leave it out; the owner"
-        f" can let submitters set it ('prefect-launch queue create … --replace --allow {option}{most}')."
+        f" can let submitters set it ('prefect-launch queue edit … --allow {option}{most}')."
     )

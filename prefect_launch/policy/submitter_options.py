@@ -72,7 +72,7 @@ def check_submitter_args(
         if option not in may_set:
             raise UnsafeSpecError(
                 f"resource_args.{resource} option {name!r} is for a queue's owner to set. Leave it out; the owner can"
-                " set it in the queue's config, or let submitters set it ('prefect-launch queue create … --replace"
+                " set it in the queue's config, or let submitters set it ('prefect-launch queue edit …"
                 f" --allow {option}')."
             )
     _check_locked(normal, resource, locked or {})
@@ -130,7 +130,7 @@ def check_submitter_secrets(options: Mapping[str, Any], *, resource: str, allowe
                 raise UnsafeSpecError(
                     f"resource_args.{resource} option 'env' names the secret {name!r}, which this queue does not let"
                     f" submitters name{_instead(allowed)}. The queue's owner can name it in the queue's own config, or"
-                    f" allow it to submitters ('prefect-launch queue create … --replace --allow-secret {name}')."
+                    f" allow it to submitters ('prefect-launch queue edit … --allow-secret {name}')."
                 )
 
 

@@ -74,7 +74,7 @@ def test_option_of_the_queues_owner_is_refused_as_it_was_written_with_how_the_ow
         check({"cpus": 1, name: "x"})
     text = str(caught.value)
     assert text.startswith(f"resource_args.local-container option {name!r} is for a queue's owner to set.")
-    assert f"'prefect-launch queue create … --replace --allow {allow}'" in text
+    assert f"'prefect-launch queue edit … --allow {allow}'" in text
 
 
 @pytest.mark.parametrize(
