@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field, make_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -110,8 +110,8 @@ class _Changes:
             "type": given.get("resource"),
             "entity": given.get("entity"),
             "concurrency": given.get("concurrency") and _concurrency(given["concurrency"]),
-            "submitter_options": given.get("allow"),
-            "submitter_secrets": given.get("allow_secret"),
+            "submitter_options": _added(before.submitter_options, given.get("allow")),
+            "submitter_secrets": _added(before.submitter_secrets, given.get("allow_secret")),
             "fail_impossible_after": given.get("fail_impossible_after"),
             "template_variables": read_mapping(given["variables"], "--variables") if "variables" in given else None,
             "prioritization_mode": ("V0" if given["priorities"] else "DISABLED") if "priorities" in given else None,
@@ -119,6 +119,13 @@ class _Changes:
         }
         changes: Any = {name: None if value == _NONE else value for name, value in plain.items() if value is not None}
         return replace(before, **changes)
+
+
+def _added(before: Iterable[str], given: Sequence[str] | None) -> list[str] | None:
+    """Return the names that were allowed and those that are given; with `none` among them, only those."""
+    if given is None:
+        return None
+    return list(dict.fromkeys(name for name in (*(() if _NONE in given else before), *given) if name != _NONE))
 
 
 def _config(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
