@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from prefect_launch.client.item_fields import request_of, source_of
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.client.run_filter import GROUPS, INPUTS, METRICS, OUTPUTS
-from prefect_launch.client.runs_table import Run, complete, flat
+from prefect_launch.client.runs_table import Run, complete
 from prefect_launch.core.html_page import Html, html_page, html_rows
 from prefect_launch.core.metric_chart import line_colour, lines_svg
 from prefect_launch.core.metrics import Metrics, Series
+from prefect_launch.core.nested import flat
 from prefect_launch.core.svg import escaped
 from prefect_launch.errors import LaunchError, SpecError
 

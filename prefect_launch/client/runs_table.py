@@ -29,6 +29,7 @@ from prefect_launch.client.run_filter import (
     parse_moment,
 )
 from prefect_launch.core.metrics import Metrics
+from prefect_launch.core.nested import flat
 from prefect_launch.errors import ArtifactError
 from prefect_launch.server.metrics import read_metrics
 from prefect_launch.server.paging import all_items
@@ -70,15 +71,6 @@ class Run:
         return found | {
             f"{METRICS}.{name}": self.metrics.value(name) for name in [*self.metrics.series, *self.metrics.wandb]
         }
-
-
-def flat(values: Mapping[str, Any], group: str = "") -> dict[str, Any]:
-    """Return nested values by dotted names, below the name of a group."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        key = f"{group}.{name}" if group else name
-        found |= flat(value, key) if isinstance(value, Mapping) and value else {key: value}
-    return found
 
 
 async def read_runs(api: Api, session: Session, wanted: RunFilter, columns: Collection[str] = ()) -> list[Run]:

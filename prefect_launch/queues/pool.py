@@ -66,7 +66,7 @@ async def create_queue(
         pool = await _replace(server, name, config, concurrency) if replace else None
     if pool is None:
         raise QueueError(
-            f"The queue {name!r} is there already. Choose another name, or ask to replace its configuration."
+            f"The queue {name!r} is there already. Choose another name, or change it: 'queue edit {name}'."
         )
     if config.prioritization_mode != "DISABLED":
         for priority in Priority:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, get_args
 
+from prefect_launch.core.nested import flat
 from prefect_launch.errors import InputError
 
 #: How a job's program gets its inputs, besides `$LAUNCH_CONFIG`, which it always has.
@@ -37,7 +38,7 @@ def input_arguments(inputs: Mapping[str, Any], style: str, schema: Mapping[str, 
     if style == "args":
         return _options(inputs, schema or {})
     if style == "jsonargparse":
-        return [f"--{name}={_text(value)}" for name, value in _flat(inputs)]
+        return [f"--{name}={_text(value)}" for name, value in flat(inputs).items()]
     return hydra_overrides(inputs) if style == "hydra" else []
 
 
@@ -67,22 +68,13 @@ def _rules(known: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return rules if isinstance(rules, Mapping) else {}
 
 
-def _flat(inputs: Mapping[str, Any], group: str = "") -> Iterable[tuple[str, Any]]:
-    """Yield the inputs, those of a group by dotted names."""
-    for name, value in inputs.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{group}{name}.")
-        else:
-            yield f"{group}{name}", value
-
-
 def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def hydra_overrides(inputs: Mapping[str, Any]) -> list[str]:
     """Return inputs in the grammar of Hydra's overrides."""
-    return [f"{name}={_hydra_value(value)}" for name, value in _flat(inputs)]
+    return [f"{name}={_hydra_value(value)}" for name, value in flat(inputs).items()]
 
 
 def _hydra_value(value: object) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from prefect_launch.core.metrics import format_number
 from prefect_launch.core.names import short_id
+from prefect_launch.core.nested import flat
 from prefect_launch.sweeps.config import SweepConfig
 from prefect_launch.sweeps.history import Trial
 from prefect_launch.sweeps.trial_items import SweepTrials
@@ -114,15 +115,9 @@ def counts_in_words(trials: SweepTrials) -> str:
     return ", ".join(f"{count:,} {state.value}" for state, count in trials.counts.items()) or "none yet"
 
 
-def flat_params(params: Mapping[str, Any], before: str = "") -> dict[str, str]:
+def flat_params(params: Mapping[str, Any]) -> dict[str, str]:
     """Return parameters by dotted names, each value as JSON has it, but short; a text without its quotes."""
-    found: dict[str, str] = {}
-    for name, value in params.items():
-        if isinstance(value, Mapping):
-            found |= flat_params(value, f"{before}{name}.")
-        else:
-            found[before + name] = value_in_words(value)
-    return found
+    return {name: value_in_words(value) for name, value in flat(params).items()}
 
 
 def value_in_words(value: Any) -> str:
