@@ -91,7 +91,7 @@ app = typer.Typer(
     cls=_LazyGroup,
     context_settings=CONTEXT,
     rich_markup_mode="rich",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     epilog=examples(
         "prefect-launch queue create gpu --resource local-process",

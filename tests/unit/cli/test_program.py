@@ -113,3 +113,27 @@ def test_declined_question_is_no_fault() -> None:
 def test_state_that_is_none_is_refused_with_the_nearest_right_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["item", "list", "--state", "runing"]) == 1
     assert "Did you mean 'running'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("it", ["item"]),
+        ("item comp", ["compare"]),
+        ("add --prio", ["--priority"]),
+        ("job create g", ["git"]),
+    ],
+)
+def test_shell_completes_commands_and_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, completed: list[str]
+) -> None:
+    typed = f"prefect-launch {words}"
+    monkeypatch.setenv("_PREFECT_LAUNCH_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+
+    with pytest.raises(SystemExit) as ended:
+        typer.main.get_command(app).main([], prog_name="prefect-launch")
+
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.split() == completed
