@@ -114,9 +114,10 @@ async def _pages(session: Session, wanted: RunFilter) -> AsyncIterator[list[Item
         expected_after=wanted.since,
         tags=[f"job:{job.name}"] if job else None,
     )
+    size = PAGE if wanted.columns or wanted.job or wanted.since else min(PAGE, wanted.limit)
     page: list[Item] = []
     seen = 0
-    async for item in all_items(session.server, by_id=False, **filters):
+    async for item in all_items(session.server, page=size, by_id=False, **filters):
         seen += 1
         source = source_of(item)
         is_of_job = (
@@ -126,7 +127,7 @@ async def _pages(session: Session, wanted: RunFilter) -> AsyncIterator[list[Item
         )
         if is_of_job and (item.work_pool_name or wanted.queue):
             page.append(item)
-        if len(page) == PAGE:
+        if len(page) == size:
             yield page
             page = []
         if seen == SEARCHED:

@@ -162,6 +162,22 @@ def test_what_is_no_time_is_refused_with_an_example(text: str) -> None:
         parse_moment(text)
 
 
+def test_short_list_asks_the_server_for_no_more_than_it_shows(
+    three: Runs, api: InMemoryApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[int]()
+    list_items = type(api.server).list_items
+
+    async def counted(server: Any, *, limit: int = 200, **wanted: Any) -> Any:
+        asked.append(limit)
+        return await list_items(server, limit=limit, **wanted)
+
+    monkeypatch.setattr(type(api.server), "list_items", counted)
+
+    assert names(limit=2) == ["waits", "good"]
+    assert asked == [2]
+
+
 def test_job_means_all_its_versions_and_with_a_version_that_one(api: InMemoryApi) -> None:
     for number in range(2):
         create_job(f"busybox:{number}", "image", name="train")
