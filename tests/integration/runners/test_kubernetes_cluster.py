@@ -257,7 +257,8 @@ def test_build_in_the_cluster_that_fails_is_told_with_its_step_and_last_lines(bu
 def test_job_whose_pod_waits_for_what_never_comes_ends_by_its_deadline(
     builds: ClusterBuilds, kubernetes_cluster: KubernetesCluster
 ) -> None:
-    container = {"name": "build", "image": builds.image, "imagePullPolicy": "Never"}
+    mounts = [{"name": "context", "mountPath": "/context"}]  # A kubelet waits for no volume that is not mounted.
+    container = {"name": "build", "image": builds.image, "imagePullPolicy": "Never", "volumeMounts": mounts}
     volume = {"name": "context", "configMap": {"name": "not-there"}}
     spec = {
         **{"activeDeadlineSeconds": 1, "backoffLimit": 0},

@@ -113,14 +113,17 @@ async def test_files_beside_the_code_are_kept_by_a_pattern_or_told(bench: Bench,
 
 
 async def test_container_killed_out_of_memory_is_reported_as_such(bench: Bench) -> None:
-    # It lives on until the engine knows: with cgroups v1 it may never hear of what ends the whole container at once.
+    # With cgroups v1 the engine may never hear of what ends the whole container at once, nor of what comes before it
+    # listens: the container begins when it is told to, and lives on until the engine knows.
     plan = bench.plan(
-        "dd if=/dev/zero of=/dev/null bs=200M count=1; code=$?; until [ -e /told ]; do sleep 0.05; done; exit $code",
+        "until [ -e /begin ]; do sleep 0.05; done; dd if=/dev/zero of=/dev/null bs=200M count=1; code=$?;"
+        " until [ -e /told ]; do sleep 0.05; done; exit $code",
         options={"memory": "16m", "memory-swap": "16m"},
     )
     handle = await bench.started(plan)
     watching = asyncio.create_task(bench.runner.watch(handle, plan))
 
+    bench.put(handle, {"begin": b""})
     oom = bench.client.events(filters={"container": handle, "event": "oom"}, decode=True, since=0)
     assert (await asyncio.to_thread(next, oom))["Action"] == "oom"
     oom.close()
