@@ -7,6 +7,7 @@ settings, and no client starts an ephemeral server unasked. Unit tests ask for n
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import os
 import shutil
 import signal
@@ -28,6 +29,7 @@ os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
 import pytest  # noqa: E402  # the environment comes first
+from _pytest.faulthandler import fault_handler_stderr_fd_key  # noqa: E402
 
 from tests.support.processes import MARK, kill_all, wait_until_gone  # noqa: E402
 
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from tests.support.slurm import SlurmCluster
 
 LEFTOVER_SECONDS = 5.0
+#: A test that its time limit cuts off may leave an event loop that never closes.
+TEARDOWN_SECONDS = 300.0
 
 
 def engine_required() -> bool:
@@ -52,6 +56,20 @@ def engine_required() -> bool:
 # interrupt would never hear of it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """End a process whose teardown hangs, with all its stacks.
+
+    pytest-timeout's alarm rings once, and pytest's own `faulthandler_timeout` is called off by the failure.
+    """
+    stderr = item.config.stash[fault_handler_stderr_fd_key]
+    faulthandler.dump_traceback_later(TEARDOWN_SECONDS, exit=True, file=stderr)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="session", autouse=True)
