@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -16,8 +14,9 @@ from prefect_launch.core.output_limits import OUTPUTS_FILE
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.terminal import printable
 from prefect_launch.errors import ArtifactError, ExecutionError, LaunchError, NotFoundError
+from prefect_launch.queues.cancel_request import caller, request_cancel
 from prefect_launch.server.logs import read_log
-from prefect_launch.server.values import Answer, Item, LogRecord, State
+from prefect_launch.server.values import Item, LogRecord, State
 from prefect_launch.spec.scheduling import Priority
 
 if TYPE_CHECKING:
@@ -268,7 +267,7 @@ class QueuedRun(ItemHandle):
             raise LaunchError(
                 f"Item {self.name} ({self.id}) has ended already, as {before.state_name}: nothing to stop."
             )
-        state = self._api.call(lambda session: request_cancel(session, before))
+        state = self._api.call(lambda session: request_cancel(session.server, before))
         return state.name if state else self.item.state_name or ""
 
     def retry(self) -> None:
@@ -435,40 +434,3 @@ async def read_outputs(session: Session, item: Item) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ArtifactError(f"The {OUTPUTS_FILE} of {item.name} ({item.id}) holds no object. Use save_outputs().")
     return found
-
-
-# Cancellation of an item: its states record who cancelled it, and whether anything was running.
-
-
-async def request_cancel(session: Session, item: Item, reason: str | None = None) -> State | None:
-    """Cancel an item: a waiting item is cancelled at once; the agent of an active item stops it.
-
-    The server cancels what waits by itself and without a word. The words come after it, as a second state of the same
-    kind: to propose `Cancelled` at once could pass over an agent that claims the item in the same moment.
-
-    Args:
-        session: an open connection.
-        item: the item.
-        reason: why, as a sentence; by default, who asked for it.
-
-    Returns:
-        The state that it is in after that; `None` when it stays in the one it was in.
-    """
-    who = caller()
-    stopping = State.of(ItemState.CANCELLING, reason or f"Stop was asked for by {who}.")
-    verdict = await session.server.propose(item.id, stopping)
-    state = verdict.state
-    if verdict.status is Answer.REJECT and state is not None and state.type is StateType.CANCELLED:
-        nothing = "nothing of it was running" if item.run_count else "nothing was started"
-        said = f"{reason} It waited" if reason else f"Cancelled by {who} while it waited"
-        cancelled = State.of(ItemState.CANCELLED, f"{said}: {nothing}.")
-        await session.server.propose(item.id, cancelled)
-    return state
-
-
-def caller() -> str:
-    """Return who calls: the user and the machine; a container may have no name for its user."""
-    try:
-        return f"{getpass.getuser()} on {socket.gethostname()}"
-    except (KeyError, OSError):
-        return f"somebody on {socket.gethostname()}"

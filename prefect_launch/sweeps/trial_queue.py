@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from prefect_launch.client.item_check import NamedJob, check_item, resolve_source
-from prefect_launch.client.queued_run import request_cancel
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import ItemGoneError, SpecError
 from prefect_launch.planning.image_pinning import Digests
+from prefect_launch.queues.cancel_request import request_cancel
 from prefect_launch.server.metrics import METRIC_LABEL
 from prefect_launch.server.values import Item
 from prefect_launch.sweeps.config import SweepConfig
@@ -97,5 +97,5 @@ class TrialQueue:
         if found.item.state_type is StateType.CANCELLING:
             return False
         with suppress(ItemGoneError):
-            await request_cancel(self._session, found.item, action.reason)
+            await request_cancel(self._session.server, found.item, action.reason)
         return True

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from prefect_launch.client.queued_run import request_cancel
 from prefect_launch.errors import ItemGoneError
+from prefect_launch.queues.cancel_request import request_cancel
 from prefect_launch.queues.predecessors import read_predecessors
 from prefect_launch.server.values import Item
 
@@ -44,6 +44,6 @@ class PredecessorGate:
 
     async def _end(self, item: Item, why: str) -> None:
         try:
-            await request_cancel(self._session, item, why)
+            await request_cancel(self._session.server, item, why)
         except ItemGoneError:
             log.debug("%s is gone", item.id)
