@@ -19,7 +19,7 @@ from prefect_launch.cli.options import JsonOption, PassesArgs, examples, flatten
 from prefect_launch.cli.output import Column, lasted, print_details, print_json, print_table
 from prefect_launch.cli.process import connected, ending_in_order
 from prefect_launch.client.item_fields import duration_of, fields_of, state_of
-from prefect_launch.core.names import short_id
+from prefect_launch.core.names import name_and_id, short_id
 from prefect_launch.core.terminal import printable
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _wait(run: QueuedRun, *, log_to_error: bool) -> None:
         typer.echo(f"It continues. Follow it with: prefect-launch item logs {short_id(run.id)} -f", err=True)
         raise
     item = run.wait_until_finished()
-    typer.echo(f"{_named(run)} {state_of(item)} after {lasted(duration_of(item))}.", err=True)
+    typer.echo(f"{name_and_id(run)} {state_of(item)} after {lasted(duration_of(item))}.", err=True)
 
 
 def _write(record: LogRecord, *, err: bool) -> None:
@@ -172,12 +172,8 @@ def run_here(api: Api, options: LaunchOptions, *, as_json: bool) -> None:
     if as_json:
         print_json(fields_of(run, item))
         return
-    typer.echo(f"{_named(run)} {state_of(item)} after {lasted(duration_of(item))}.", err=True)
+    typer.echo(f"{name_and_id(run)} {state_of(item)} after {lasted(duration_of(item))}.", err=True)
     typer.echo(f"page: {run.url}", err=True)
-
-
-def _named(run: QueuedRun) -> str:
-    return f"{run.name} ({short_id(run.id)})"
 
 
 async def _launch(api: Api, config: dict[str, Any], *, log_to_error: bool) -> QueuedRun:

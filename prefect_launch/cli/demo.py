@@ -304,7 +304,7 @@ async def _read_rows(session: Session, runs: Sequence[QueuedRun]) -> list[tuple[
     rows = []
     for item in (items[UUID(run.id)] for run in runs):
         done = item.end_time is not None
-        content = await session.jobs.read_output(str(item.id), max(1, item.run_count), OUTPUTS_FILE) if done else None
+        content = await session.jobs.read_output(str(item.id), item.last_attempt, OUTPUTS_FILE) if done else None
         rows.append((item, float(json.loads(content or b"{}").get("accuracy", 0.0))))
     return rows
 

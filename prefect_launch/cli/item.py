@@ -22,7 +22,7 @@ from prefect_launch.cli.options import ItemId, JsonOption, PassesArgs, examples,
 from prefect_launch.cli.output import Column, at, lasted, print_details, print_json, print_table
 from prefect_launch.cli.process import connected
 from prefect_launch.client.item_fields import duration_of, fields_of, request_of, started_at, state_of
-from prefect_launch.core.names import short_id
+from prefect_launch.core.names import name_and_id, short_id
 from prefect_launch.core.states import StateType
 from prefect_launch.core.terminal import printable
 
@@ -140,7 +140,7 @@ def cancel(item_id: ItemId, json: JsonOption = False) -> None:
         print_json({"id": run.id, "name": run.name, "state": state})
         return
     outcome = "is cancelled" if state == "cancelled" else "is being stopped by its agent"
-    typer.echo(f"The item {run.name} ({short_id(run.id)}) {outcome}.")
+    typer.echo(f"The item {name_and_id(run)} {outcome}.")
 
 
 @app.command()
@@ -151,7 +151,7 @@ def retry(item_id: ItemId, json: JsonOption = False) -> None:
     if json:
         print_json({"id": run.id, "name": run.name, "state": "queued"})
         return
-    typer.echo(f"The item {run.name} ({short_id(run.id)}) is back in the queue {run.queue_name}.")
+    typer.echo(f"The item {name_and_id(run)} is back in the queue {run.queue_name}.")
 
 
 app.command(

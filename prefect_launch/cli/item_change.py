@@ -13,7 +13,7 @@ from prefect_launch.cli.options import ArgsArgument, ItemId, JsonOption
 from prefect_launch.cli.output import print_json
 from prefect_launch.cli.process import connected
 from prefect_launch.client.item_fields import fields_of
-from prefect_launch.core.names import short_id
+from prefect_launch.core.names import name_and_id, short_id
 from prefect_launch.errors import SpecError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def rerun(
     if json:
         print_json({**fields_of(again, again.item), "rerun_of": run.id})
         return
-    typer.echo(f"Added {again.name} to the queue {again.queue_name}: a rerun of {_named(run)}.")
+    typer.echo(f"Added {again.name} to the queue {again.queue_name}: a rerun of {name_and_id(run)}.")
     typer.echo(f"id:   {short_id(again.id)}")
     typer.echo(f"page: {again.url}")
 
@@ -79,7 +79,7 @@ def save_job(
 
         print_json(job_fields(job, job.aliases))
         return
-    typer.echo(f"The job {job.reference} is what {_named(run)} ran; its aliases: {', '.join(job.aliases)}.")
+    typer.echo(f"The job {job.reference} is what {name_and_id(run)} ran; its aliases: {', '.join(job.aliases)}.")
 
 
 def edit(item_id: ItemId, inputs: SetOption = None, json: JsonOption = False) -> None:
@@ -97,7 +97,7 @@ def edit(item_id: ItemId, inputs: SetOption = None, json: JsonOption = False) ->
     if json:
         print_json({**fields_of(run, item), "inputs": request_of(item)["inputs"]})
         return
-    typer.echo(f"The item {_named(run)} has the inputs {request_of(item)['inputs']} now.")
+    typer.echo(f"The item {name_and_id(run)} has the inputs {request_of(item)['inputs']} now.")
 
 
 def set_priority(
@@ -130,7 +130,3 @@ def _moved(run: QueuedRun, move: Callable[[], None], as_json: bool) -> None:
     where = f"on the queue {run.queue_name} with priority {run.priority.name.lower()}"
     typer.echo(f"The item {run.name} waits {where}. Its new id is {short_id(run.id)}; the old one leads to it.")
     typer.echo(f"page: {run.url}")
-
-
-def _named(run: QueuedRun) -> str:
-    return f"{run.name} ({short_id(run.id)})"

@@ -79,6 +79,6 @@ def open_(item_id: ItemId) -> None:
 
 
 def _amount(sizes: list[int]) -> str:
-    from prefect_launch.core.units import format_size
+    from prefect_launch.core.units import counted, format_size
 
-    return f"{len(sizes):,} file{'' if len(sizes) == 1 else 's'}, {format_size(sum(sizes))}"
+    return f"{counted(len(sizes), 'file')}, {format_size(sum(sizes))}"

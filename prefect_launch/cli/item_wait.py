@@ -12,7 +12,7 @@ from prefect_launch.cli.options import JsonOption
 from prefect_launch.cli.output import lasted, print_json
 from prefect_launch.cli.process import connected
 from prefect_launch.client.item_fields import duration_of, fields_of, state_of
-from prefect_launch.core.names import short_id
+from prefect_launch.core.names import name_and_id
 from prefect_launch.core.states import StateType
 from prefect_launch.core.terminal import printable
 
@@ -42,7 +42,7 @@ def wait(
             if not json:
                 why = f": {printable(item.message)}" if item.message else "."
                 took = f" after {lasted(duration_of(item))}" if item.run_count else ""
-                typer.echo(f"{item.name} ({short_id(item.id)}) {state_of(item)}{took}{why}")
+                typer.echo(f"{name_and_id(item)} {state_of(item)}{took}{why}")
     except TimeoutError as error:
         late = error
     if json:

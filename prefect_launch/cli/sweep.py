@@ -12,7 +12,7 @@ from prefect_launch.cli.options import JsonOption, examples, group
 from prefect_launch.cli.output import Column, ago, print_details, print_json, print_table
 from prefect_launch.cli.process import connected
 from prefect_launch.client.item_fields import state_of
-from prefect_launch.core.names import short_id, short_ids
+from prefect_launch.core.names import name_and_id, short_id, short_ids
 from prefect_launch.core.terminal import printable
 
 if TYPE_CHECKING:
@@ -266,10 +266,10 @@ async def _go_on(api: Api, sweep: Item, by: ResumedBy, *, as_json: bool, **more:
     if as_json:
         print_json({"id": str(sweep.id), "resumed_by": by.value, **more})
     elif by is ResumedBy.PROCESS:
-        typer.echo(f"The sweep {sweep.name} ({short_id(sweep.id)}) continues in the process that runs it.")
+        typer.echo(f"The sweep {name_and_id(sweep)} continues in the process that runs it.")
     else:
         where = f"the queue {sweep.work_pool_name}" if sweep.work_pool_name else "its deployment"
-        typer.echo(f"The sweep {sweep.name} ({short_id(sweep.id)}) waits to continue, as a run of {where}.")
+        typer.echo(f"The sweep {name_and_id(sweep)} waits to continue, as a run of {where}.")
     return 0
 
 
@@ -446,7 +446,7 @@ def pause(
         print_json({"id": str(found.id), "state": "paused", "now": now})
     else:
         again = f"'prefect-launch sweep resume {short_id(found.id)}' continues it."
-        typer.echo(f"The sweep {found.name} ({short_id(found.id)}) is paused. {again}")
+        typer.echo(f"The sweep {name_and_id(found)} is paused. {again}")
 
 
 @app.command(
@@ -521,7 +521,7 @@ def stop(sweep: SweepId) -> None:
     async def work(api: Api) -> None:
         found = await api.acall(partial(find_sweep, given=sweep))
         await stop_sweep(api, found.id, lambda line: typer.echo(printable(line)))
-        typer.echo(f"The sweep {found.name} ({short_id(found.id)}) is stopped.")
+        typer.echo(f"The sweep {name_and_id(found)} is stopped.")
 
     asyncio.run(work(connected()))
 

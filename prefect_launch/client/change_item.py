@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from prefect_launch.client.item_check import NamedJob, check_item, draft_item
-from prefect_launch.core.names import short_id
+from prefect_launch.core.names import name_and_id, short_id
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import LaunchError, QueueError, ServerUnavailableError, SpecError
 from prefect_launch.inputs.config_files import deep_merge
@@ -80,7 +80,9 @@ async def move_item(
     was = Priority.of_work_queue(item.work_queue_name)
     target, urgency = queue_name or item.work_pool_name or "", was if priority is None else priority
     if not is_moved(item) and (target, urgency) == (item.work_pool_name, was):
-        raise SpecError(f"Item {_named(item)} is on the queue {target!r} with priority {was.name.lower()} already.")
+        raise SpecError(
+            f"Item {name_and_id(item)} is on the queue {target!r} with priority {was.name.lower()} already."
+        )
     session.forget_queue(target)
     queue, draft = await _draft_elsewhere(api, session, item, target, urgency)
     if not is_moved(item):
@@ -92,8 +94,8 @@ async def move_item(
     made = await session.server.create_item(queue.deployment_id, draft)
     if made is None or made.work_pool_name != queue.name:
         raise QueueError(
-            f"The queue {target!r} was deleted while item {_named(item)} was moved to it: the item waits nowhere now."
-            f" Move it again: 'prefect-launch item move {item.id} -q QUEUE'."
+            f"The queue {target!r} was deleted while item {name_and_id(item)} was moved to it: the item waits nowhere"
+            f" now. Move it again: 'prefect-launch item move {item.id} -q QUEUE'."
         )
     return made
 
@@ -169,14 +171,14 @@ async def _held(server: Server, item: Item, who: str) -> AsyncIterator[Item]:
             held = await claim(server, item, holder=Changer(who))
             if held is None:
                 raise LaunchError(
-                    f"Item {_named(item)} was not changed: an agent has taken it at this moment, or it was cancelled."
-                    f" 'prefect-launch item show {short_id(item.id)}' shows it."
+                    f"Item {name_and_id(item)} was not changed: an agent has taken it at this moment, or it was"
+                    f" cancelled. 'prefect-launch item show {short_id(item.id)}' shows it."
                 )
             yield held
     except TimeoutError:
         raise ServerUnavailableError(
-            f"The Prefect server took longer than {HOLD_SECONDS:g} s to change item {_named(item)}. It is in its queue"
-            " again within three minutes if an agent is online; see then whether it has changed."
+            f"The Prefect server took longer than {HOLD_SECONDS:g} s to change item {name_and_id(item)}. It is in its"
+            " queue again within three minutes if an agent is online; see then whether it has changed."
         ) from None
     finally:
         if held is not None:
@@ -200,7 +202,7 @@ async def _end_as_moved(server: Server, held: Item, why: str) -> None:
     moved = State(type=StateType.CANCELLED, name=MOVED, message=why)
     verdict = await server.propose(held.id, moved, transition_id=transition_id_for(held, "moved"))
     if not verdict.accepted:
-        raise LaunchError(f"Item {_named(held)} was not moved: {verdict.reason}")
+        raise LaunchError(f"Item {name_and_id(held)} was not moved: {verdict.reason}")
 
 
 async def _again(session: Session, item: Item) -> Item:
@@ -210,25 +212,21 @@ async def _again(session: Session, item: Item) -> Item:
 def _refuse_unless_waiting(item: Item) -> None:
     if is_scheduler(item):
         raise SpecError(
-            f"Item {_named(item)} is a sweep, and no job: 'prefect-launch sweep --help' shows its commands."
+            f"Item {name_and_id(item)} is a sweep, and no job: 'prefect-launch sweep --help' shows its commands."
         )
     if item.state_type is not StateType.SCHEDULED:
         raise LaunchError(
-            f"Item {_named(item)} is {item.state_name}: only an item that waits can be changed."
+            f"Item {name_and_id(item)} is {item.state_name}: only an item that waits can be changed."
             f" 'prefect-launch item rerun {short_id(item.id)}' queues another one with changes."
         )
     if not item.work_pool_name:
-        raise LaunchError(f"Item {_named(item)} is on no queue: it was deleted. Queue its spec on another.")
+        raise LaunchError(f"Item {name_and_id(item)} is on no queue: it was deleted. Queue its spec on another.")
 
 
 def _refuse_attempted(item: Item) -> None:
     """Refuse an item that has run before: its attempts, its log and what it has kept to continue belong to it."""
     if item.run_count:
         raise LaunchError(
-            f"Item {_named(item)} has run before ({item.run_count} times) and waits to run again: its attempts and"
+            f"Item {name_and_id(item)} has run before ({item.run_count} times) and waits to run again: its attempts and"
             f" outputs stay with it. Cancel it, and queue another: 'prefect-launch item rerun {short_id(item.id)}'."
         )
-
-
-def _named(item: Item) -> str:
-    return f"{item.name} ({short_id(item.id)})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from prefect_launch.core.names import short_id
+from prefect_launch.core.names import name_and_id
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError
 from prefect_launch.jobs.index import PATH_TAG
@@ -43,7 +43,7 @@ async def delete_job(session: Session, name: str, *, force: bool) -> DeletedJob:
     path = entries[0].job
     waiting = await _waiting(session, path, {f"{path}:v{entry.version}" for entry in entries})
     if waiting and not force:
-        named = ", ".join(f"{item.name} ({short_id(item.id)})" for item in waiting[:_NAMED])
+        named = ", ".join(name_and_id(item) for item in waiting[:_NAMED])
         more = ", …" if len(waiting) > _NAMED else ""
         raise LaunchError(
             f"{len(waiting)} items that wait would fail without the job {name!r}: {named}{more}. Cancel them, or delete"

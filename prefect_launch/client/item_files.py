@@ -15,6 +15,7 @@ from anyio import to_thread
 from prefect_launch.core.file_patterns import FilePatterns
 from prefect_launch.core.filesystem import make_folders, temporary_folder_async
 from prefect_launch.core.names import safe_name
+from prefect_launch.core.units import counted
 from prefect_launch.errors import LaunchError, NotFoundError, clause, nearest_name, unknown_name
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ async def list_files(session: Session, item: Item) -> dict[str, int]:
         InfrastructureError: when the job store fails.
     """
     try:
-        return await session.jobs.list_outputs(str(item.id), _attempt(item))
+        return await session.jobs.list_outputs(str(item.id), item.last_attempt)
     except NotFoundError as error:
         if item.is_terminal:
             raise
@@ -79,15 +80,11 @@ async def download(session: Session, item: Item, pattern: str | None, root: Path
         try:
             await to_thread.run_sync(make_folders, root)
             async with temporary_folder_async(".download-", root) as part:
-                await session.jobs.fetch_outputs(str(item.id), _attempt(item), list(files), part)
+                await session.jobs.fetch_outputs(str(item.id), item.last_attempt, list(files), part)
                 await to_thread.run_sync(partial(_put_in_place, part, root, list(files), overwrite=overwrite))
         finally:
             await to_thread.run_sync(_remove_empty, made)
     return [root / name for name in files]
-
-
-def _attempt(item: Item) -> int:
-    return max(1, item.run_count)
 
 
 def _no_match(pattern: str, files: Collection[str], item: Item) -> NotFoundError:
@@ -144,10 +141,9 @@ def _refuse(root: Path, names: Collection[str]) -> None:
     if not names:
         return
     shown = ", ".join(list(names)[:_NAMED]) + (", …" if len(names) > _NAMED else "")
-    count = f"{len(names)} other files of these names are" if len(names) > 1 else "Another file of this name is"
     raise LaunchError(
-        f"{count} in the folder {str(root)!r} already: {shown}. Nothing was written. Replace with --overwrite"
-        " (overwrite=True), or name another folder."
+        f"The folder {str(root)!r} has {counted(len(names), 'other file')} of the same name already: {shown}. Nothing"
+        " was written. Replace with --overwrite (overwrite=True), or name another folder."
     )
 
 

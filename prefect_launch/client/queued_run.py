@@ -424,7 +424,7 @@ async def read_outputs(session: Session, item: Item) -> dict[str, Any]:
     Raises:
         ArtifactError: when what it left is no JSON object.
     """
-    content = await session.jobs.read_output(str(item.id), max(1, item.run_count), OUTPUTS_FILE)
+    content = await session.jobs.read_output(str(item.id), item.last_attempt, OUTPUTS_FILE)
     try:
         found = json.loads(content or b"{}")
     except ValueError as error:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prefect_launch.client.launch_add import add_item
-from prefect_launch.core.names import short_id
+from prefect_launch.core.names import name_and_id
 from prefect_launch.errors import SpecError
 from prefect_launch.inputs.config_files import deep_merge
 from prefect_launch.spec.item_parameters import JOB_LABEL, RERUN_LABEL, is_scheduler, spec_of
@@ -28,7 +28,7 @@ def spec_again(item: Item) -> LaunchSpec:
     """
     if is_scheduler(item):
         raise SpecError(
-            f"Item {item.name} ({short_id(item.id)}) is a sweep, which is not rerun as an item: 'prefect-launch sweep"
+            f"Item {name_and_id(item)} is a sweep, which is not rerun as an item: 'prefect-launch sweep"
             " create' queues another one of its file."
         )
     spec = spec_of(item)
@@ -61,7 +61,7 @@ async def rerun_item(
     queue = queue_name or item.work_pool_name
     if not queue:
         raise SpecError(
-            f"Item {item.name} ({short_id(item.id)}) is on no queue: it ran without one, or its queue was deleted. Name"
+            f"Item {name_and_id(item)} is on no queue: it ran without one, or its queue was deleted. Name"
             " a queue to run it on."
         )
     data = spec_again(item).dump()

@@ -8,7 +8,7 @@ from typing import Any
 from prefect.logging import get_logger
 
 from prefect_launch.client.rerun import spec_again
-from prefect_launch.core.names import short_id
+from prefect_launch.core.names import name_and_id
 from prefect_launch.errors import SpecError
 from prefect_launch.jobs.model import (
     CONFIG_INPUTS,
@@ -50,7 +50,7 @@ async def save_job(session: Session, item: Item, *, name: str | None = None, ali
 
 
 def _ended(item: Item) -> LaunchSpec:
-    what = f"Item {item.name} ({short_id(item.id)})"
+    what = f"Item {name_and_id(item)}"
     if is_scheduler(item):
         raise SpecError(f"{what} is a sweep, which is no job. Save one of its trials: 'prefect-launch sweep best'.")
     if not item.is_terminal:

@@ -9,6 +9,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 
 from prefect_launch.core.output_limits import shown_name
+from prefect_launch.core.units import counted
 
 _NAMED: Final = 20
 
@@ -51,5 +52,4 @@ class CodeChanges(BaseModel):
 
     def summary(self) -> str:
         """Tell how many they are."""
-        one = self.count == 1
-        return f"{self.count:,} file{'' if one else 's'} changed in the code folder {'is' if one else 'are'} not kept"
+        return f"{counted(self.count, 'file')} changed in the code folder {'is' if self.count == 1 else 'are'} not kept"

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection
-from typing import Final
+from typing import Final, Protocol
 
 from prefect_launch.errors import InvalidNameError
 
@@ -74,6 +74,23 @@ SHORT_CHARS: Final = 8
 def short_id(item_id: object) -> str:
     """Return the last 8 characters of an item's id."""
     return str(item_id)[-SHORT_CHARS:]
+
+
+class Named(Protocol):
+    """What has a name and an id: an item, a handle on one, a sweep."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def id(self) -> object:
+        """Its id."""
+
+
+def name_and_id(named: Named) -> str:
+    """Return a name with the end of its id, as messages name an item: `brave-fox (1a2b3c4d)`."""
+    return f"{named.name} ({short_id(named.id)})"
 
 
 def short_ids(item_ids: Collection[str]) -> dict[str, str]:

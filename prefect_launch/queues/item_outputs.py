@@ -42,9 +42,8 @@ async def find_outputs(session: Session, wanted: ItemOutput) -> FoundOutputs:
             f"An input names {wanted.path!r} {where}, which is {item.state_name}: only what has completed has outputs"
             " for others. Wait for it (wait_until_finished), or name another item."
         )
-    attempt = max(1, item.run_count)
-    files = await session.jobs.list_outputs(str(item.id), attempt)
+    files = await session.jobs.list_outputs(str(item.id), item.last_attempt)
     names = [name for name in files if name == wanted.path or name.startswith(f"{wanted.path}/")]
     if not names:
         raise unknown_name("file", wanted.path, files, where=f" {where}, which an input names")
-    return FoundOutputs(attempt, names)
+    return FoundOutputs(item.last_attempt, names)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-from prefect_launch.core.names import short_id
+from prefect_launch.core.names import name_and_id
 from prefect_launch.core.states import StateType
 from prefect_launch.queues.moved import is_moved, read_current
 from prefect_launch.server.protocol import Server
@@ -74,7 +74,7 @@ def judge_predecessors(ids: Collection[UUID], found: Mapping[UUID, Item]) -> Pre
         item = found.get(one)
         if item is None:
             return Predecessors(failure=f"Its predecessor {one} was deleted.")
-        name = f"{item.name} ({short_id(item.id)})"
+        name = name_and_id(item)
         state = (item.state_name or "unknown").lower()
         if item.is_terminal and item.state_type is not StateType.COMPLETED:
             why = f": {item.message}" if item.message else "."

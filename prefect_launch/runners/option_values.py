@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from prefect_launch.core.units import MAX_INTEGER, as_text, parse_size
+from prefect_launch.core.units import MAX_INTEGER, as_text, counted, parse_size
 
 Value = TypeVar("Value")
 
@@ -364,7 +364,7 @@ class GpuRequest(BaseModel):
             return "all GPUs"
         if self.ids:
             return f"the GPU{'s' if len(self.ids) > 1 else ''} {','.join(self.ids)}"
-        return f"{self.count} GPU{'' if self.count == 1 else 's'}"
+        return counted(self.count, "GPU")
 
 
 def read_gpus(value: object) -> GpuRequest:

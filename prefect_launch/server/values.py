@@ -100,6 +100,11 @@ class Item(_Value):
         return self.state_type in TERMINAL
 
     @property
+    def last_attempt(self) -> int:
+        """The number of its last attempt; 1 before it has run."""
+        return max(1, self.run_count)
+
+    @property
     def message(self) -> str:
         """The message of its state, or an empty text."""
         return (self.state.message or "") if self.state else ""

@@ -150,7 +150,7 @@ def test_other_file_of_the_same_name_is_replaced_only_when_that_is_asked_for(
 
     refused = command("item", "download", run.id, "*.pt", "-o", ".")
     assert isinstance(refused.exception, LaunchError)
-    assert "Another file of this name is in the folder '.' already: model.pt." in str(refused.exception)
+    assert "The folder '.' has 1 other file of the same name already: model.pt." in str(refused.exception)
     assert found(here) == {"model.pt": other}
 
     assert command("item", "download", run.id, "*.pt", "-o", ".", "--overwrite").exit_code == 0

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_launch.core.cancellation import finished
 from prefect_launch.core.filesystem import remove_tree
 from prefect_launch.core.output_limits import OUTPUTS_FILE, LeftOut, Selection
+from prefect_launch.core.units import counted
 from prefect_launch.jobs.outputs import copy_outputs
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.runners.remote.job_notes import JobNotes
@@ -90,7 +91,7 @@ async def keep_outputs(end: MarkedLog, plan: RunPlan, note: RunNote) -> LeftOut:
         most = f"at most {MAX_OUTPUTS_BYTES:,} come back by the log"
         selection.leave_out(OUTPUTS_FILE, f"it has {end.outputs_bytes:,} bytes, and {most}")
     if end.other_files:
-        what = f"{end.other_files:,} file{'' if end.other_files == 1 else 's'} beside {OUTPUTS_FILE}"
+        what = f"{counted(end.other_files, 'file')} beside {OUTPUTS_FILE}"
         selection.leave_out(what, f"not brought from the node: {why}, a folder that nodes and agent share")
     return selection.left_out
 
