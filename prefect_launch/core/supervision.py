@@ -11,8 +11,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -78,6 +78,20 @@ class _Failures:
     def pause(self) -> float:
         """How long to wait before the task is started again, in seconds."""
         return float(min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(len(self._times) - 1, 10)))
+
+
+@contextmanager
+def unless_away(log: logging.Logger, undone: str) -> Iterator[None]:
+    """Do a part of a background task that it does again soon: a server that is away is no error.
+
+    Args:
+        log: of the task's module.
+        undone: what was not done then, such as `limits not read`.
+    """
+    try:
+        yield
+    except LaunchError as error:
+        log.debug("%s: %s", undone, error)
 
 
 async def restarted(name: str, run: Run, *, over: asyncio.Event | None = None) -> None:

@@ -30,6 +30,7 @@ from prefect_launch.agent.item.running_items import RunningItem, now
 from prefect_launch.core.cancellation import finished
 from prefect_launch.core.file_lock import locked, locked_if_free
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
+from prefect_launch.core.supervision import unless_away
 from prefect_launch.errors import AgentConfigError, LaunchError
 from prefect_launch.planning.plan import load_plan
 from prefect_launch.queues.presence import Holder
@@ -87,10 +88,8 @@ async def watch_ownership(server: Server, entries: Callable[[], Sequence[Running
     """Stop, again and again, the runs here of items that are another's by now, or have ended; never returns."""
     while True:
         await anyio.sleep(CHECK_SECONDS)
-        try:
+        with unless_away(log, "ownership not checked"):
             await check_ownership(server, entries())
-        except LaunchError as error:
-            log.debug("ownership not checked: %s", error)
 
 
 async def check_ownership(server: Server, entries: Sequence[RunningItem]) -> None:

@@ -14,7 +14,7 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.core.states import ItemState
-from prefect_launch.errors import LaunchError
+from prefect_launch.core.supervision import unless_away
 from prefect_launch.queues.claim import is_held_for_change, undo_claim
 from prefect_launch.server.protocol import Server
 
@@ -42,10 +42,8 @@ class AbandonedChanges:
         """Check again and again; never returns. A server that is away is no error."""
         while True:
             await anyio.sleep(CHECK_SECONDS)
-            try:
+            with unless_away(log, "abandoned changes not checked"):
                 await self.check()
-            except LaunchError as error:
-                log.debug("abandoned changes not checked: %s", error)
 
     async def check(self) -> None:
         """Put back what is held as at the last check.

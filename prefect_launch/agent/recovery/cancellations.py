@@ -21,7 +21,7 @@ import anyio
 from prefect_launch.agent.item.running_items import RunningItem, RunningItems
 from prefect_launch.agent.polling.events import WakeEvent
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.core.supervision import OwnedTasks
+from prefect_launch.core.supervision import OwnedTasks, unless_away
 from prefect_launch.errors import ItemGoneError, LaunchError
 from prefect_launch.queues.sweep_status import sweep_of
 from prefect_launch.queues.transitions import transition
@@ -64,10 +64,8 @@ class CancellationWatcher:
         """Check all active items again and again; never returns. A server that is away is no error."""
         try:
             while True:
-                try:
+                with unless_away(log, "cancellations not checked"):
                     await self._check()
-                except LaunchError as error:
-                    log.debug("cancellations not checked: %s", error)
                 await self._wake.wait(self._poll_seconds)
         finally:
             await self._confirming.end()
@@ -150,10 +148,8 @@ class OrphanedCancellations:
                 await anyio.sleep(GATHER_SECONDS)
             ids, self._ids = self._ids, set()
             self._changed.clear()
-            try:
+            with unless_away(log, "orphaned cancellations not checked"):
                 await self.check(ids)
-            except LaunchError as error:
-                log.debug("orphaned cancellations not checked: %s", error)
 
     async def check(self, ids: Collection[UUID] = ()) -> None:
         """End those of these items that are asked to stop and are nobody's.

@@ -30,6 +30,7 @@ from prefect_launch.agent.item.finish import end_item
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.ownership import holder_of, items_in_work, last_claim
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
+from prefect_launch.core.supervision import unless_away
 from prefect_launch.core.units import utc_time
 from prefect_launch.errors import LaunchError
 from prefect_launch.queues.agent_status import read_statuses
@@ -98,10 +99,8 @@ class LostAgentDetector:
     async def watch(self) -> None:
         """Check every 15 s (a sixth of the time); never returns. A server that is away is no error."""
         while True:
-            try:
+            with unless_away(log, "lost agents not checked"):
                 await self.check()
-            except LaunchError as error:
-                log.debug("lost agents not checked: %s", error)
             await anyio.sleep(self._lost_seconds / _CHECKS)
 
     async def check(self) -> None:

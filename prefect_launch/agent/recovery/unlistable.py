@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from prefect_launch.agent.item.finish import fail_item, unsendable_part
-from prefect_launch.errors import LaunchError
+from prefect_launch.core.supervision import unless_away
 from prefect_launch.queues.claim import claim
 from prefect_launch.queues.presence import Holder
 from prefect_launch.runners.base import Phase
@@ -48,10 +48,8 @@ class UnlistableItems:
         """Check every 30 s the items that are not due yet; never returns. Due items are claimed, and fail then."""
         while True:
             await anyio.sleep(CHECK_SECONDS)
-            try:
+            with unless_away(log, "unlistable items not checked"):
                 await self.check(datetime.now(timezone.utc))
-            except LaunchError as error:
-                log.debug("unlistable items not checked: %s", error)
 
     async def check_all(self) -> None:
         """Look at what waits, due or not: an agent that starts reads lists before it claims anything.

@@ -18,6 +18,7 @@ import anyio
 
 from prefect_launch.agent.base import BaseAgent
 from prefect_launch.agent.polling.events import SECOND_POLL_SECONDS, WakeEvent
+from prefect_launch.core.supervision import unless_away
 from prefect_launch.errors import LaunchError
 from prefect_launch.queues.agent_status import (
     AgentStatus,
@@ -130,11 +131,9 @@ class Reporter:
         while True:
             now = self.current_status()
             if now != posted and time.monotonic() >= due:
-                try:
+                with unless_away(log, "status not posted"):
                     await post_status(self._server, now)
                     posted = now
-                except LaunchError as error:
-                    log.debug("status not posted: %s", error)
                 due = time.monotonic() + WRITE_SECONDS
             await anyio.sleep(_CHECK_SECONDS)
 
@@ -150,10 +149,8 @@ class Reporter:
         """Read the drain request again and again; never returns."""
         drains = False
         while True:
-            try:
+            with unless_away(log, "drain request not read"):
                 await self.read_drain_request()
-            except LaunchError as error:
-                log.debug("drain request not read: %s", error)
             if self._agent.shutdown.drain_requested is not drains:
                 drains = not drains
                 log.info("agent %s %s", self._name, "was asked to drain" if drains else "takes items again")
@@ -174,7 +171,7 @@ class Reporter:
             left: its status just before it stopped following its runs.
         """
         presence = self._presence
-        try:
+        with unless_away(log, "not taken off the list"):
             with anyio.move_on_after(LAST_WORDS_SECONDS):
                 await end_drain_request(self._server, self._name, [presence.holder.instance])
                 if left.running:
@@ -184,8 +181,6 @@ class Reporter:
                     await delete_status(self._server, self._name)
                     await delete_presence(self._server, presence.holder.instance)
                 await self._agent.update_status("KILLED")
-        except LaunchError as error:
-            log.debug("not taken off the list: %s", error)
 
 
 def _finite(limit: float) -> int | None:

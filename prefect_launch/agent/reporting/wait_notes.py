@@ -20,7 +20,7 @@ import anyio
 
 from prefect_launch.agent.log_notes import LOGGER, log_note
 from prefect_launch.core.states import StateType
-from prefect_launch.errors import LaunchError
+from prefect_launch.core.supervision import unless_away
 from prefect_launch.queues.predecessors import read_predecessors
 from prefect_launch.queues.sweep_status import SweepStatuses, sweep_of
 from prefect_launch.queues.wait_reason import (
@@ -71,10 +71,8 @@ class WaitReasonLogger:
         while True:
             await anyio.sleep(CHECK_SECONDS)
             for queue in self._queues:
-                try:
+                with unless_away(log, "wait notes not written"):
                     await self.check(queue)
-                except LaunchError as error:
-                    log.debug("wait notes not written: %s", error)
 
     async def check(self, queue: str) -> None:
         """Check what waits on one queue, and note what is new.
