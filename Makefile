@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # More arguments for pytest: make test-unit PYTEST="-k claim -x"
 PYTEST ?=
 
-.PHONY: help venv demo test test-machine test-unit test-pythons test-ray test-integration soak lint types docs format bench clean
+.PHONY: help venv demo test test-machine test-unit test-pythons test-ray test-integration soak lint types docs format bench release clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ format: $(VENV)/.made-dev ## Put the code into the project's format
 
 bench: $(VENV)/.made-dev ## Measure the product against its floors
 	$(BIN)/python -m benchmarks
+
+release: $(VENV)/.made-dev ## Build, check and tag a version: make release VERSION=1.2.0 (DRY=1 keeps nothing)
+	@$(BIN)/python scripts/release.py "$(VERSION)" $(if $(DRY),--dry-run)
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) site .cache .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
