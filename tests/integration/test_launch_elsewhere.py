@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -16,6 +16,7 @@ from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState, RemoteSta
 from prefect_launch.testing import InMemoryCluster, InMemoryRemoteRunner, Script
 from tests.support.cluster_bench import registered_runner
 from tests.support.live import Site
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -70,14 +71,6 @@ async def launched(site: Site) -> AsyncIterator[asyncio.Task[object]]:
     finally:
         task.cancel()
         await asyncio.wait({task})
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    for _ in range(6_000):
-        if is_so():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("not so within a minute")
 
 
 async def test_launch_on_a_resource_elsewhere_ends_when_the_run_there_has_ended(

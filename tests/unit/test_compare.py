@@ -19,10 +19,11 @@ from prefect_launch.core.metric_chart import lines_svg
 from prefect_launch.core.metrics import Series
 from prefect_launch.errors import SpecError
 from prefect_launch.testing import InMemoryApi
-from tests.unit.test_runs_table import api, end
+from tests.support.ended_runs import end, queues
 
-__all__ = ["api"]
 Command = Callable[..., Result]
+
+api = pytest.fixture(queues)
 
 
 @pytest.fixture

@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from prefect_launch import create_job, launch_add, runs_table
 from prefect_launch.cli.main import app
-from prefect_launch.client.api import use_api
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.client.run_filter import Condition, RunFilter, parse_moment
-from prefect_launch.core.metrics import Metrics, Series
-from prefect_launch.core.states import ItemState
 from prefect_launch.errors import NotFoundError, SpecError
-from prefect_launch.queues.session import Session
-from prefect_launch.server.metrics import write_metrics
-from prefect_launch.server.values import State
 from prefect_launch.testing import InMemoryApi
+from tests.support.ended_runs import end, queues
 
 Runs = dict[str, QueuedRun]
 Command = Callable[..., Result]
 
-
-@pytest.fixture
-def api() -> Iterator[InMemoryApi]:
-    api = InMemoryApi()
-    for queue in ("gpu", "other"):
-        api.create_run_queue(queue, "local-container")
-    with use_api(api):
-        yield api
+api = pytest.fixture(queues)
 
 
 @pytest.fixture
@@ -50,24 +37,6 @@ def add(name: str, queue: str = "gpu", **inputs: Any) -> QueuedRun:
     return launch_add(
         docker_image="busybox:1", config={"overrides": {"run_config": inputs}}, queue_name=queue, name=name
     )
-
-
-def end(api: InMemoryApi, run: QueuedRun, folder: Path, outputs: dict[str, Any], loss: float) -> None:
-    """Let a run start and complete, with results and a metric."""
-    folder.mkdir()
-    (folder / "outputs.json").write_text(json.dumps(outputs))
-
-    async def call(session: Session) -> None:
-        item = UUID(run.id)
-        for state in (ItemState.CLAIMED, ItemState.RUNNING):
-            assert (await session.server.propose(item, State.of(state))).accepted
-        series = Series()
-        series.add(1, loss)
-        await write_metrics(session.server, item, Metrics(1, {"loss": series}))
-        await session.jobs.put_outputs(run.id, 1, folder)
-        assert (await session.server.propose(item, State.of(ItemState.COMPLETED))).accepted
-
-    api.call(call)
 
 
 @pytest.fixture

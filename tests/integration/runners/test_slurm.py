@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import anyio
 import pytest
 
 from prefect_launch.errors import SpecError
@@ -22,6 +21,7 @@ from tests.support.engine_cases import EngineContract, EnginePlace
 from tests.support.live import REPORT_LOSS, Site
 from tests.support.prefect_server import PrefectServerProcess
 from tests.support.slurm import SlurmCluster, lossy_programs
+from tests.support.waiting import until
 
 
 class SlurmWorld:
@@ -82,12 +82,6 @@ async def started(runner: SlurmRunner, plan: RunPlan) -> str:
     return handle
 
 
-async def wait_until(look: Callable[[], object]) -> None:
-    with anyio.fail_after(120):
-        while not look():  # noqa: ASYNC110 - a file of another process sets no event
-            await anyio.sleep(0.05)
-
-
 def number(handle: str) -> str:
     return RunHandle.parse(handle).job
 
@@ -95,10 +89,12 @@ def number(handle: str) -> str:
 async def until_on(plan: RunPlan) -> None:
     """Wait until the job of `ON` runs."""
     said = plan.run_dir / script.FOLDER / script.STDOUT
-    await wait_until(lambda: said.exists() and said.read_text() == "on\n")
+    await until(lambda: said.exists() and said.read_text() == "on\n", ON_NODE_SECONDS)
 
 
 #: It runs until the file `go` is beside its code.
+#: A job waits for its node.
+ON_NODE_SECONDS = 120.0
 ON = "echo on; while [ ! -e ../go ]; do sleep 0.1; done; echo off; exit 4"
 
 
@@ -109,7 +105,7 @@ async def test_job_runs_on_while_its_controller_is_killed_and_its_end_is_known(w
     await until_on(plan)
     world.cluster.kill_controller()
     (plan.run_dir / "go").touch()
-    await wait_until((plan.run_dir / script.FOLDER / script.EXIT).exists)
+    await until((plan.run_dir / script.FOLDER / script.EXIT).exists, ON_NODE_SECONDS)
     world.cluster.start_controller()
     end = await asyncio.wait_for(watching, 200)
     assert (end.exit_code, end.stopped) == (4, False)
@@ -197,7 +193,7 @@ async def test_job_that_is_queued_again_by_hand_does_not_run_again(world: SlurmW
     assert (await runner.watch(handle, plan)).exit_code == 4
     world.cluster.command("scontrol", "requeue", job)
     world.cluster.command("scontrol", "update", f"jobid={job}", "starttime=now")  # It would wait for two minutes.
-    await wait_until(lambda: _has_started_again(world, job))
+    await until(lambda: _has_started_again(world, job), ON_NODE_SECONDS)
     assert (await world.runner().watch(handle, plan)).exit_code == 4
     assert (plan.run_dir / script.FOLDER / script.STDOUT).read_text() == "ran\n"
 
@@ -230,7 +226,7 @@ async def test_stop_gives_the_task_on_each_node_its_grace(world: SlurmWorld) -> 
     runner, plan = world.runner(), world.plan(text, nodes=2)
     handle = await started(runner, plan)
     said = plan.run_dir / script.FOLDER / script.STDOUT
-    await wait_until(lambda: said.exists() and said.read_text().count("on\n") == 2)
+    await until(lambda: said.exists() and said.read_text().count("on\n") == 2, ON_NODE_SECONDS)
     await runner.stop(handle, 60.0)
     end = await runner.watch(handle, plan)
     assert (end.exit_code, end.stopped) == (3, True)
@@ -241,7 +237,7 @@ async def test_tasks_that_ignore_a_stop_are_killed_after_the_grace(world: SlurmW
     runner, plan = world.runner(), world.plan('trap "" TERM; echo on; while :; do sleep 0.1; done', nodes=2)
     handle = await started(runner, plan)
     said = plan.run_dir / script.FOLDER / script.STDOUT
-    await wait_until(lambda: said.exists() and said.read_text().count("on\n") == 2)
+    await until(lambda: said.exists() and said.read_text().count("on\n") == 2, ON_NODE_SECONDS)
     await runner.stop(handle, 0.5)
     end = await runner.watch(handle, plan)
     assert (end.exit_code, end.stopped) == (137, True)

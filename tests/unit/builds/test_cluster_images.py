@@ -8,8 +8,7 @@ import io
 import json
 import random
 import tarfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -41,6 +40,7 @@ from prefect_launch.testing.api import InMemoryApi, InMemoryRegistry
 from tests.support.kubernetes_api import KubernetesApi, scripted_api
 from tests.support.kubernetes_pods import JOBS, PODS, JobPods
 from tests.support.kubernetes_store import Object
+from tests.support.waiting import until
 
 LIMIT_SECONDS = 60.0
 DESTINATION = "registry.example.com/team/built"
@@ -181,14 +181,6 @@ def args_of(pods: JobPods) -> list[str]:
 def building_of(pods: JobPods) -> Object:
     """Return the container that builds."""
     found: Object = pods.job["spec"]["template"]["spec"]["initContainers"][-1]
-    return found
-
-
-async def until(look: Callable[[], Any]) -> Any:
-    due = time.monotonic() + LIMIT_SECONDS
-    while not (found := look()):
-        assert time.monotonic() < due
-        await asyncio.sleep(0.02)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,6 +17,7 @@ from prefect_launch.runners.remote.jobs import JobChange, LogPart, RemoteJob, Re
 from prefect_launch.runners.remote.poller import StatusFeed
 from prefect_launch.testing import InMemoryCluster, InMemoryRemoteRunner, Script
 from prefect_launch.testing.remote_runner import InMemoryTellingRunner
+from tests.support.waiting import until
 
 
 def plan_in(folder: Path) -> RunPlan:
@@ -118,14 +119,6 @@ async def test_copy_of_a_log_that_fails_unforeseen_is_told_at_once_and_goes_on(
     next(iter(cluster.jobs.values())).finish()
     end = await asyncio.wait_for(watching, 60)
     assert (end.exit_code, end.log_complete) == (0, True)
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    for _ in range(6_000):
-        if is_so():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("not so within a minute")
 
 
 async def followed(runner: InMemoryRemoteRunner, plan: RunPlan) -> asyncio.Task[ExitStatus]:

@@ -54,10 +54,3 @@ async def end_of(runner: KubernetesRunner, handle: str, plan: RunPlan, happens: 
     happens()
     with anyio.fail_after(LIMIT_SECONDS):
         return await watching
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    """Wait until something is so."""
-    with anyio.fail_after(LIMIT_SECONDS):
-        while not is_so():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)

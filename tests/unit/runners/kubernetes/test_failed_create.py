@@ -15,7 +15,8 @@ from prefect_launch.runners.base import Labels, RunState
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
 from tests.support.kubernetes_api import KubernetesApi
 from tests.support.kubernetes_pods import JOBS
-from tests.unit.runners.kubernetes.scripted import LIMIT_SECONDS, plan_in, until
+from tests.support.waiting import until
+from tests.unit.runners.kubernetes.scripted import LIMIT_SECONDS, plan_in
 
 VOLCANO = ("apis/batch.volcano.sh/v1alpha1", "jobs")
 POD = {

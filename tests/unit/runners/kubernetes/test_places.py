@@ -18,7 +18,8 @@ from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
 from tests.support.kubernetes_api import KubernetesApi, scripted_api
 from tests.support.kubernetes_pods import JOBS, JobPods
 from tests.support.ports import free_port
-from tests.unit.runners.kubernetes.scripted import LIMIT_SECONDS, plan_in, until
+from tests.support.waiting import until
+from tests.unit.runners.kubernetes.scripted import LIMIT_SECONDS, plan_in
 
 ALWAYS = 10**9
 FORBIDDEN = 'jobs.batch is forbidden: User "agent" cannot list resource "jobs" in API group "batch"'

@@ -16,7 +16,8 @@ from prefect_launch.runners.remote.kubernetes import runner as runner_module
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
 from tests.support.kubernetes_api import KubernetesApi
 from tests.support.kubernetes_pods import JOBS, PODS, JobPods
-from tests.unit.runners.kubernetes.scripted import LIMIT_SECONDS, plan_in, started, until
+from tests.support.waiting import until
+from tests.unit.runners.kubernetes.scripted import LIMIT_SECONDS, plan_in, started
 
 TEMPLATE = {"spec": {"containers": [{"name": "main"}], "restartPolicy": "Never"}}
 TWO: dict[str, Any] = {

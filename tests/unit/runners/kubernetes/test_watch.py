@@ -18,7 +18,8 @@ from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
 from prefect_launch.runners.remote.kubernetes.watch import JOBS, SeenRun
 from tests.support import kubernetes_pods as pods_support
 from tests.support.kubernetes_api import KubernetesApi
-from tests.unit.runners.kubernetes.scripted import LIMIT_SECONDS, plan_in, started, until
+from tests.support.waiting import until
+from tests.unit.runners.kubernetes.scripted import LIMIT_SECONDS, plan_in, started
 
 
 async def test_call_that_fails_leaves_the_streams_over_other_connections_alone(

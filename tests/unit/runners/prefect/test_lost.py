@@ -13,7 +13,8 @@ from prefect_launch.runners.remote.prefect.runner import PrefectRunner
 from prefect_launch.runners.remote.prefect.waiting import WaitReasons
 from prefect_launch.runners.remote.prefect.wrapper import HEARTBEAT_LABEL, START_KEY
 from prefect_launch.server.values import Item, State
-from tests.unit.runners.prefect.test_wrapper import child_of, logged, run_again, start, until, watch
+from tests.support.waiting import until
+from tests.unit.runners.prefect.test_wrapper import child_of, logged, run_again, start, watch
 from tests.unit.runners.prefect.world import POOL, PrefectWorld
 
 WORKER = "a-worker"

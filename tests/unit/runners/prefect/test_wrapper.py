@@ -10,8 +10,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from prefect_launch.runners.remote.jobs import RunHandle
 from prefect_launch.runners.remote.prefect import logs, wrapper, wrapper_api
 from prefect_launch.runners.remote.prefect.runner import PrefectRunner
 from prefect_launch.server.values import LogRecord, State
+from tests.support.waiting import until
 from tests.unit.runners.prefect.world import PrefectWorld
 
 LIMIT_SECONDS = 60.0
@@ -44,13 +43,6 @@ async def start(runner: PrefectRunner, plan: RunPlan) -> str:
     handle = await runner.create(plan)
     await runner.start(handle)
     return handle
-
-
-async def until(look: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + LIMIT_SECONDS
-    while not look():
-        assert time.monotonic() < deadline, "not within the limit"
-        await asyncio.sleep(0.02)
 
 
 async def watch(runner: PrefectRunner, handle: str, plan: RunPlan) -> ExitStatus:

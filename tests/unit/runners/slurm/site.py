@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-
-import anyio
 
 
 class Site:
@@ -34,10 +31,3 @@ class Site:
 
     def called(self) -> str:
         return self.calls.read_text() if self.calls.exists() else ""
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    """Wait until something is so."""
-    with anyio.fail_after(60):
-        while not is_so():  # noqa: ASYNC110 - a file of another process sets no event
-            await anyio.sleep(0.01)

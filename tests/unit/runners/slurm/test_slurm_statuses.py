@@ -23,7 +23,8 @@ from prefect_launch.runners.remote.slurm.accounting import parse_line
 from prefect_launch.runners.remote.slurm.jobs import comment
 from prefect_launch.runners.remote.slurm.records import JobRecord, JobRecords
 from prefect_launch.runners.remote.slurm.runner import SlurmRunner
-from tests.unit.runners.slurm.site import Site, until
+from tests.support.waiting import until
+from tests.unit.runners.slurm.site import Site
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
