@@ -22,7 +22,6 @@ from prefect_launch.cli.options import (
     split_assignment,
     typed,
 )
-from prefect_launch.errors import SpecError
 from prefect_launch.inputs.config_files import deep_merge
 from prefect_launch.spec.item_outputs import named_outputs, with_values
 from prefect_launch.spec.launch_spec import LaunchSpec
@@ -96,35 +95,29 @@ class OwnOptions:
             SpecError: when a value cannot be read.
             NotFoundError: for an unknown job.
         """
-        config = {} if self.config is None else _with_whole_ids(api, read_mapping(self.config, "--config"))
+        config = {} if self.config is None else read_mapping(self.config, "--config")
         given: dict[str, Any] = {"after": [find(api, one).id for one in self.after]} if self.after else {}
         for spec_field in _SPEC_FIELDS:
             value = getattr(self, parameter_of(spec_field.path))
             if value is not None:
                 read = _READERS.get(spec_field.path)
                 given[spec_field.path] = read(value, spec_field.option.flags[-1]) if read else value
-        return self._with_args(self._with_inputs(api, _over(config, placed(given))))
+        return self._with_overrides(api, _over(config, placed(given)))
 
-    def _with_inputs(self, api: Api, config: dict[str, Any]) -> dict[str, Any]:
-        if not self.inputs:
-            return config
-        inputs = typed_inputs(api, config.get("job"), self.inputs)  # `launch_add` refuses two sources, or none.
+    def _with_overrides(self, api: Api, config: dict[str, Any]) -> dict[str, Any]:
+        """Add the inputs of --set, and the arguments after '--', to those that a config has."""
         overrides = config.get("overrides") or {}
-        own = overrides.get("run_config") or {} if isinstance(overrides, Mapping) else None
-        if not isinstance(own, Mapping):
-            raise SpecError(
-                "The config's overrides.run_config must be a mapping of inputs for --set to be added to it."
-            )
-        return {**config, "overrides": {**overrides, "run_config": deep_merge(own, inputs)}}
-
-    def _with_args(self, config: dict[str, Any]) -> dict[str, Any]:
-        if not self.args:
+        if not isinstance(overrides, Mapping):
+            return config  # `launch_add` says what is wrong with it.
+        inputs, args = overrides.get("run_config") or {}, overrides.get("args") or []
+        if not isinstance(inputs, Mapping) or not isinstance(args, list):
             return config
-        overrides = config.get("overrides") or {}
-        own = overrides.get("args") or [] if isinstance(overrides, Mapping) else None
-        if not isinstance(own, list):
-            raise SpecError("The config's overrides.args must be a list of words for those after '--' to follow them.")
-        return {**config, "overrides": {**overrides, "args": [*own, *self.args]}}
+        changed: dict[str, Any] = {}
+        if self.inputs or any(named_outputs(inputs, None)):
+            changed["run_config"] = typed_inputs(api, config.get("job"), self.inputs or (), over=inputs)
+        if self.args:
+            changed["args"] = [*args, *self.args]
+        return {**config, "overrides": {**overrides, **changed}} if changed else config
 
     def template_variables(self, api: Api, queue: str) -> dict[str, Any] | None:
         """Return the template variables, with the types that the queue declares.
@@ -136,48 +129,26 @@ class OwnOptions:
         return typed_variables(api, queue, self.variables) if self.variables else None
 
 
-def typed_inputs(api: Api, job: object, given: Sequence[str]) -> dict[str, Any]:
-    """Return the inputs of `--set`, with the types that their job's schema declares.
+def typed_inputs(
+    api: Api, job: object, given: Sequence[str], *, over: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the inputs of `--set`, with the types that their job's schema declares, and whole ids of items.
 
     Args:
-        api: reads the job.
+        api: reads the job and the items.
         job: its name, if the item has one.
-        given: each as `INPUT=VALUE`.
+        given: each as `INPUT=VALUE`. An item whose output is an input may be named by part of its id, or by its name.
+        over: inputs of a config, which these are merged into.
 
     Raises:
         SpecError: when one cannot be read.
-        NotFoundError: for an unknown job.
+        NotFoundError: for an unknown job or item.
+        InvalidNameError: when several items are meant.
     """
     schema = api.job(job).schema if isinstance(job, str) and job else None
-    return whole_ids(api, nested([split_assignment(text, "--set") for text in given], schema), schema)
-
-
-def whole_ids(api: Api, inputs: Mapping[str, Any], schema: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return inputs with the whole ids of the items that they name outputs of.
-
-    Args:
-        api: finds the items.
-        inputs: of a run; an item may be named by part of its id, or by its name.
-        schema: of its job's inputs.
-
-    Raises:
-        NotFoundError: when there is no such item.
-        InvalidNameError: when several are meant.
-    """
-    from prefect_launch.cli.item_view import find
-
+    inputs = deep_merge(over or {}, nested([split_assignment(text, "--set") for text in given], schema))
     named = named_outputs(inputs, schema)
     return with_values(inputs, {(*keys, "item"): find(api, str(value["item"])).id for keys, value in named})
-
-
-def _with_whole_ids(api: Api, config: dict[str, Any]) -> dict[str, Any]:
-    overrides: Any = config.get("overrides")
-    inputs = overrides.get("run_config") if isinstance(overrides, Mapping) else None
-    if not isinstance(inputs, Mapping) or not any(named_outputs(inputs, None)):
-        return config  # What is wrong with it, `launch_add` says.
-    job = config.get("job")
-    schema = api.job(job).schema if isinstance(job, str) and job else None
-    return {**config, "overrides": {**overrides, "run_config": whole_ids(api, inputs, schema)}}
 
 
 def typed_variables(api: Api, queue: str, given: Sequence[str]) -> dict[str, Any]:

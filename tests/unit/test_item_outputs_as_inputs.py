@@ -103,15 +103,17 @@ def test_resource_that_can_be_given_no_files_refuses_them(trained: QueuedRun, jo
         launch_add(job="evaluate", queue_name="elsewhere", config=config)
 
 
-@pytest.mark.parametrize("from_file", [True, False])
-def test_command_line_takes_the_item_s_name_and_its_short_id(
-    trained: QueuedRun, tmp_path: Path, from_file: bool
-) -> None:
+@pytest.mark.parametrize("given_by", ["file", "options", "both"])
+def test_command_line_takes_the_item_s_name_and_its_short_id(trained: QueuedRun, tmp_path: Path, given_by: str) -> None:
     for given in ("training", short_id(trained.id)):
         options = ["--set", f"model.item={given}", "--set", "model.path=model.pt"]
-        if from_file:
-            (tmp_path / "config.json").write_text(json.dumps(inputs(model={"item": given, "path": "model.pt"})))
-            options = ["-c", str(tmp_path / "config.json")]
+        file = tmp_path / "config.json"
+        if given_by == "file":
+            file.write_text(json.dumps(inputs(model={"item": given, "path": "model.pt"})))
+            options = ["-c", str(file)]
+        if given_by == "both":
+            file.write_text(json.dumps(inputs(model={"path": "model.pt"})))
+            options = ["-c", str(file), "--set", f"model.item={given}"]
         done = CliRunner().invoke(app, ["add", "-j", "evaluate", "-q", "cpu", *options, "--json"])
         added = json.loads(CliRunner().invoke(app, ["item", "show", json.loads(done.stdout)["id"], "--json"]).stdout)
         assert added["inputs"]["model"] == {"item": trained.id, "path": "model.pt"}

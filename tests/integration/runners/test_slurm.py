@@ -92,9 +92,9 @@ async def until_on(plan: RunPlan) -> None:
     await until(lambda: said.exists() and said.read_text() == "on\n", ON_NODE_SECONDS)
 
 
-#: It runs until the file `go` is beside its code.
 #: A job waits for its node.
 ON_NODE_SECONDS = 120.0
+#: It runs until the file `go` is beside its code.
 ON = "echo on; while [ ! -e ../go ]; do sleep 0.1; done; echo off; exit 4"
 
 
