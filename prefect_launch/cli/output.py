@@ -74,32 +74,27 @@ def print_json(value: Any) -> None:
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, empty: str) -> None:
     """Print a table, or a text when it has no rows."""
     console, filled = _console(), list(rows)
-    if not filled:
+    if filled:
+        _print(console, table_of(columns, filled, console.width))
+    else:
         typer.echo(empty)
-        return
-    # Where titles and numbers do not fit, the terminal wraps the lines.
-    uncut = [
-        max([len(column.title), *(len(str(row[at])) for row in filled if column.right)])
-        for at, column in enumerate(columns)
-    ]
-    console.width = max(console.width, sum(uncut) + 2 * len(uncut))
-    _print(console, table_of(columns, filled, console.width))
 
 
 def table_of(columns: Sequence[Column], rows: Iterable[Sequence[object]], width: int) -> Table:
-    """Return a table that is at most so many characters wide."""
+    """Return a table that is at most so many characters wide, unless its titles and numbers need more."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     filled = [[_cell(value) for value in row] for row in rows]
-    for column, most in zip(columns, _fitted(columns, filled, width), strict=True):
+    widths = _fitted(columns, filled, width)
+    table.width = sum(widths) + 2 * (len(widths) - 1)
+    for column, most in zip(columns, widths, strict=True):
         table.add_column(
             column.title,
             justify="right" if column.right else "left",
             overflow="fold" if column.wraps else "ellipsis",
             no_wrap=not column.wraps,
-            min_width=len(column.title),
-            max_width=most,
+            width=most,
         )
     for cells in filled:
         table.add_row(*cells)
@@ -190,9 +185,9 @@ def _console() -> Console:
 
 
 def _print(console: Console, table: Table) -> None:
-    """Print a table without the spaces that fill its last column."""
+    """Print a table without the spaces that fill its last column; the terminal wraps lines that are too long."""
     with console.capture() as captured:
-        console.print(table)
+        console.print(table, crop=False)
     typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -138,7 +139,7 @@ async def compare_runs(api: Api, session: Session, items: Sequence[Item]) -> Com
         raise SpecError("A comparison needs two different runs or more: give their ids or names.")
     found = [Run(QueuedRun(api, item), item, {}, Metrics()) for item in by_id.values()]
     runs = await complete(session, found, GROUPS)
-    code: list[Mapping[str, Any]] = [await _code_of(session, run) for run in runs]
+    code: list[Mapping[str, Any]] = await asyncio.gather(*(_code_of(session, run) for run in runs))
     sections: list[tuple[str, list[Mapping[str, Any]]]] = [
         (INPUTS, [_of_group(run, INPUTS) for run in runs]),
         (CODE, code),

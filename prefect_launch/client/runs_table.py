@@ -93,7 +93,7 @@ async def read_runs(api: Api, session: Session, wanted: RunFilter, columns: Coll
     seen: set[str] = set()
     async for page in _pages(session, wanted):
         runs = [Run(QueuedRun(api, item), item, {}, Metrics()) for item in page]
-        runs = await complete(session, runs, wanted.columns)
+        runs = await complete(session, runs, _groups(wanted.columns))
         seen.update(column for run in runs for column in run.row)
         found += [run for run in runs if wanted.fits(run.row)]
         if len(found) >= most:
@@ -101,7 +101,11 @@ async def read_runs(api: Api, session: Session, wanted: RunFilter, columns: Coll
     wanted.check_seen(seen)
     if wanted.sort:
         found.sort(key=lambda run: wanted.place(run.row), reverse=wanted.descends)
-    return await complete(session, found[: wanted.limit], columns)
+    return await complete(session, found[: wanted.limit], _groups(columns) - _groups(wanted.columns))
+
+
+def _groups(columns: Collection[str]) -> set[str]:
+    return {name.partition(".")[0] for name in columns}
 
 
 async def _pages(session: Session, wanted: RunFilter) -> AsyncIterator[list[Item]]:
@@ -135,13 +139,12 @@ async def _pages(session: Session, wanted: RunFilter) -> AsyncIterator[list[Item
     yield page
 
 
-async def complete(session: Session, runs: list[Run], columns: Collection[str]) -> list[Run]:
-    """Return runs with their outputs and metrics, where columns need them.
+async def complete(session: Session, runs: list[Run], groups: Collection[str]) -> list[Run]:
+    """Return runs with their outputs and metrics, where these groups of columns need them.
 
     Raises:
         InfrastructureError: when outputs cannot be read from their store.
     """
-    groups = {name.partition(".")[0] for name in columns}
     metrics: Mapping[UUID, Metrics] = {}
     if METRICS in groups:
         metrics = await read_metrics(session.server, [run.item.id for run in runs])
@@ -152,7 +155,7 @@ async def complete(session: Session, runs: list[Run], columns: Collection[str]) 
         async def read(run: Run) -> Mapping[str, Any]:
             async with places:
                 try:
-                    return run.outputs or (await read_outputs(session, run.item) if run.item.is_terminal else {})
+                    return await read_outputs(session, run.item) if run.item.is_terminal else {}
                 except ArtifactError:
                     return {}
 

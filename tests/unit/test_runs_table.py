@@ -147,6 +147,18 @@ def test_short_list_asks_the_server_for_no_more_than_it_shows(
     assert asked == [2]
 
 
+def test_metrics_that_a_condition_has_read_are_not_read_again(three: Runs, api: InMemoryApi) -> None:
+    asked = list[str]()
+
+    async def note(method: str) -> None:
+        asked.append(method)
+
+    api.server.before_call = note
+
+    assert names(where="metrics.loss < 1") == ["good"]
+    assert asked.count("read_artifacts") == 1
+
+
 def test_job_means_all_its_versions_and_with_a_version_that_one(api: InMemoryApi) -> None:
     for number in range(2):
         create_job(f"busybox:{number}", "image", name="train")
