@@ -1,4 +1,4 @@
-"""Commands `prefect-launch item`: show items, read their logs, fetch their files, change, cancel and rerun them."""
+"""Commands `prefect-launch item`: show, change, cancel and rerun items, read their logs and files, enter their runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from prefect_launch.cli import item_change, item_files, item_logs, item_wait
 from prefect_launch.cli.item_compare import compare
+from prefect_launch.cli.item_exec import exec_, shell
 from prefect_launch.cli.item_list import list_
 from prefect_launch.cli.item_view import (
     find,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from prefect_launch.client.queued_run import QueuedRun
     from prefect_launch.server.values import State
 
-app = group("Show items, read their logs, fetch their files, change, cancel and rerun them.")
+app = group("Show, change, cancel and rerun items, read their logs, fetch their files, open a shell in them.")
 
 _UNSUCCESSFUL = frozenset({StateType.FAILED, StateType.CRASHED, StateType.CANCELLED})
 app.command(
@@ -129,6 +130,15 @@ app.command(
 app.command(epilog=examples("prefect-launch item outputs 1a2b3c4d"))(item_files.outputs)
 app.command(epilog=examples("prefect-launch item download 1a2b3c4d 'checkpoints/**' -o results"))(item_files.download)
 app.command("open")(item_files.open_)
+
+app.command(
+    "exec",
+    cls=PassesArgs,
+    epilog=examples(
+        "prefect-launch item exec 1a2b3c4d -- nvidia-smi", "prefect-launch item exec 1a2b3c4d -- sh -c 'ls -l | head'"
+    ),
+)(exec_)
+app.command(epilog=examples("prefect-launch item shell 1a2b3c4d"))(shell)
 
 
 @app.command()

@@ -27,8 +27,7 @@ def wait(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Wait until items have ended; exit with 0 when all completed, 1 when one failed or crashed, 3 when one was
-    cancelled, 124 when the time was up."""
+    """Wait until items have ended; exit with 0 if all completed, 1 if one failed, 3 if cancelled, 124 if late."""
     from prefect_launch.client.queued_run import QueuedRun
     from prefect_launch.client.wait_for_ends import ends_of
     from prefect_launch.core.units import parse_duration

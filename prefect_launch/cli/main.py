@@ -36,7 +36,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "item": (
         "prefect_launch.cli.item:app",
-        "Show items, read their logs, fetch their files, change, cancel and rerun them.",
+        "Show, change, cancel and rerun items, read their logs, fetch their files, open a shell in them.",
     ),
     "sweep": (
         "prefect_launch.cli.sweep:app",

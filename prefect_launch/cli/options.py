@@ -65,7 +65,7 @@ class PassesArgs(typer.core.TyperCommand):
         end = args.index("--") if "--" in args else len(args)
         rest = super().parse_args(ctx, args[:end])
         if unexpected := ctx.params["args"]:
-            ctx.fail(f"Got unexpected extra argument ({' '.join(unexpected)}); the job's own arguments follow '--'")
+            ctx.fail(f"Got unexpected extra argument ({' '.join(unexpected)}); arguments of the program follow '--'")
         ctx.params["args"] = args[end + 1 :]
         return rest
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -350,6 +350,16 @@ class Found(BaseModel):
     is_complete: bool = Field(default=True, description="Whether all is in it; what is not whole was never started.")
 
 
+class ExecPlan(BaseModel):
+    """How a command gets inside a run: what is executed on this machine for it, with the caller's terminal."""
+
+    model_config = ConfigDict(frozen=True)
+
+    argv: tuple[str, ...]
+    env: dict[str, str] | None = Field(default=None, repr=False, description="The whole; None: the caller's own.")
+    cwd: Path | None = Field(default=None, description="None: the caller's own.")
+
+
 class Runner(ABC):
     """One kind of resource. Instances belong to one agent (or one `launch` call); there is no state shared between two.
 
@@ -361,6 +371,8 @@ class Runner(ABC):
     name: ClassVar[str]
     #: Says in messages that a run was stopped and removed.
     removed_message: ClassVar[str] = "run removed"
+    #: Why `exec_plan` is not given, where it is not, and the next step.
+    no_exec: ClassVar[str] = "its runner has no way into a run. Log in to the run's machine."
     #: Which sources it can run.
     sources: ClassVar[frozenset[SourceKind]]
     #: The options (normalised: lower case, dashes) that any submitter may set in `resource_args`.
@@ -673,6 +685,23 @@ class Runner(ABC):
     async def why_gone(self, handle: str) -> str:
         """Say why a run that was started and has not been followed to its end is not there any more."""
         return "somebody has removed it from its machine"
+
+    async def exec_plan(self, handle: str, command: Sequence[str], *, has_terminal: bool) -> ExecPlan:
+        """Return what runs a command inside a run that runs: in its environment, and in its working folder.
+
+        The caller may be any process on the machine of the run's agent; of a resource that does not use this machine,
+        on any that reaches it.
+
+        Args:
+            handle: of the run.
+            command: a program and its arguments.
+            has_terminal: whether the command gets a terminal; else it reads and writes pipes.
+
+        Raises:
+            SpecError: on a resource that has no way into its runs.
+            LaunchError: when the run does not run, or nobody can look.
+        """
+        raise SpecError(f"No command can be run inside a run on the resource {self.name}: {self.no_exec}")
 
     async def image_of(self, handle: str) -> str | None:
         """Return the image that a run was created from, by its digest; `None` where there are no images."""

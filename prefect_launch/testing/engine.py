@@ -84,6 +84,9 @@ class InMemoryEngine(Engine):
     def is_local(self) -> bool:
         return self.docker.is_local
 
+    def client_program(self) -> tuple[str, ...]:
+        return ("docker",)
+
     async def ping(self) -> None:
         self._docker()
 

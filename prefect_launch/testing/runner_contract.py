@@ -15,10 +15,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
+import anyio
 import pytest
 
 from prefect_launch.core.output_limits import OUTPUTS_FILE
-from prefect_launch.errors import UnreachableError
+from prefect_launch.errors import LaunchError, UnreachableError
 from prefect_launch.runners.base import ExitStatus, Labels, Runner, RunPlan, RunState
 from prefect_launch.runners.log_streams import parts
 from prefect_launch.runners.remote.base import RemoteRunner
@@ -363,6 +364,32 @@ class RunnerContract:
     def _log(runner: Runner, plan: RunPlan) -> bytes:
         log = plan.log_path.read_bytes()
         return log if runner.keeps_log_bytes else log.removesuffix(b"\n")
+
+
+class ExecContract:
+    """The contract of `Runner.exec_plan`, on a real machine: it gives a command to execute."""
+
+    async def test_command_runs_in_a_run_with_its_environment_and_folder_and_gives_its_exit_code(
+        self, world: World
+    ) -> None:
+        runner, plan = world.runner(), world.plan(SLEEP, env={"ODD": ODD})
+        await runner.prepare(plan)
+        handle = await runner.create(plan)
+        await runner.start(handle)
+        await runner.wait_running(handle, _ignore)
+        where = "" if plan.code_dir is None else '; printf "%s" "$PWD"'
+        command = ["sh", "-c", f'cat; printf "%s" "$ODD"{where}; exit 7']
+        inside = await world.runner().exec_plan(handle, command, has_terminal=False)
+        done = await anyio.run_process(
+            inside.argv, input=b"piped ", env=inside.env, cwd=inside.cwd, stderr=None, check=False
+        )
+        folder = "" if plan.code_dir is None else plan.code_dir.resolve()
+        assert (done.returncode, done.stdout.decode()) == (7, f"piped {ODD}{folder}")
+        await runner.stop(handle, 1.0)
+        await runner.watch(handle, plan)
+        with pytest.raises(LaunchError, match="ended"):
+            await runner.exec_plan(handle, command, has_terminal=False)
+        await runner.remove(handle)
 
 
 class RemoteRunnerContract(RunnerContract):

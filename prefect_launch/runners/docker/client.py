@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +31,15 @@ import requests
 import urllib3
 from docker.types.daemon import CancellableStream
 
-from prefect_launch.errors import ImagePullError, InfrastructureError, QueueError, SpecError, UnreachableError, clause
+from prefect_launch.errors import (
+    AgentConfigError,
+    ImagePullError,
+    InfrastructureError,
+    QueueError,
+    SpecError,
+    UnreachableError,
+    clause,
+)
 from prefect_launch.registries.base import TOKEN_USER, Credentials
 from prefect_launch.runners.docker.engine import (
     Container,
@@ -45,6 +54,8 @@ from prefect_launch.runners.docker.engine import (
 
 log = logging.getLogger(__name__)
 
+#: Programs that run a command in a container, each with its option for the engine's address.
+_CLIENT_PROGRAMS: Final = {"docker": "--host", "podman": "--url"}
 #: Between two attempts to connect while the engine is down.
 _RETRY_SECONDS = 1.0
 
@@ -383,6 +394,15 @@ class DockerEngine(Engine):
     @property
     def is_local(self) -> bool:
         return self.address.startswith("unix://")
+
+    def client_program(self) -> tuple[str, ...]:
+        for program, option in _CLIENT_PROGRAMS.items():
+            if shutil.which(program):
+                return program, option, self.address
+        raise AgentConfigError(
+            f"This machine has none of the programs {', '.join(_CLIENT_PROGRAMS)}, which run commands in containers."
+            " Install one (Debian: docker-cli), and try again."
+        )
 
     async def ping(self) -> None:
         await self._call(lambda client: client.ping(), abandon_on_cancel=True)

@@ -131,6 +131,14 @@ class Engine(ABC):
         """Whether the engine sees this machine's folders."""
 
     @abstractmethod
+    def client_program(self) -> tuple[str, ...]:
+        """Return how the command line of a program begins that speaks to this engine, such as `docker`.
+
+        Raises:
+            AgentConfigError: when this machine has none.
+        """
+
+    @abstractmethod
     async def ping(self) -> None:
         """Return when the engine answers."""
 

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import posixpath
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from prefect_launch.registries.base import Registry
 from prefect_launch.runners.base import (
     NEVER_STARTED,
     TAKEOVER_SECONDS,
+    ExecPlan,
     ExitStatus,
     Finding,
     Found,
@@ -401,6 +402,16 @@ class LocalContainerRunner(Runner):
 
     async def display_name(self, handle: str) -> str:
         return handle[:12]  # As 'docker ps' shows it.
+
+    async def exec_plan(self, handle: str, command: Sequence[str], *, has_terminal: bool) -> ExecPlan:
+        container = await self._engine.container(handle)
+        if container is None or container.status == "created" or container.ended:
+            raise InfrastructureError(
+                f"No container {handle[:12]} runs on the Docker Engine here: it has ended, or the item's agent uses"
+                " another engine. Set DOCKER_HOST as that agent has it."
+            )
+        terminal = ["--tty"] if has_terminal else []
+        return ExecPlan(argv=(*self._engine.client_program(), "exec", "--interactive", *terminal, handle, *command))
 
     async def image_of(self, handle: str) -> str | None:
         if handle in self._images_used:

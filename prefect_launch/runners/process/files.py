@@ -76,6 +76,19 @@ class RunFolder:
         except (TypeError, ValueError, OverflowError):
             return _exit({})
 
+    def environment(self) -> dict[str, str] | None:
+        """Return the environment that the job runs in; None when no process shows one to this user.
+
+        That of its first process, or of another where a program has written over its own.
+        """
+        first = (self.read(supervisor.STARTED) or {}).get("pid")
+        marked = [(pid, variables) for pid, variables in environments() if os.fsencode(self._mark) in variables]
+        if not marked:
+            return None
+        _, variables = min(marked, key=lambda one: one[0] != first)
+        pairs = (os.fsdecode(one).partition("=") for one in variables)
+        return {name: value for name, is_set, value in pairs if is_set}
+
     def kill_job(self) -> list[int]:
         """Kill what is left of the job when its supervisor is gone; return the ids of those processes."""
         if not self.has(supervisor.STARTED):
@@ -90,7 +103,12 @@ class RunFolder:
 
     def kill_marked(self) -> list[int]:
         """Kill the processes whose environment says that they are of this run; return their ids."""
-        return _kill(_marked(f"{_MARK}{self.path.absolute() / 'outputs'}"))
+        return _kill({pid for pid, variables in environments() if os.fsencode(self._mark) in variables})
+
+    @property
+    def _mark(self) -> str:
+        """The environment variable that the job's processes were started with, wherever they went."""
+        return f"{_MARK}{self.path.absolute() / 'outputs'}"
 
 
 def _exit(written: dict[str, Any]) -> ExitStatus:
@@ -137,11 +155,6 @@ def _group(group: int) -> set[int]:
         if fields is not None and fields[0] not in ("Z", "X") and int(fields[2]) == group == int(fields[3]):
             members.add(pid)
     return members
-
-
-def _marked(variable: str) -> set[int]:
-    """Return the processes that were started with this environment variable: a job's, wherever they went."""
-    return {pid for pid, environment in environments() if os.fsencode(variable) in environment}
 
 
 def environments() -> Iterator[tuple[int, list[bytes]]]:

@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,6 +31,7 @@ from prefect_launch.runners.base import (
     INPUT_DIR,
     NEVER_STARTED,
     TAKEOVER_SECONDS,
+    ExecPlan,
     ExitStatus,
     Finding,
     Found,
@@ -73,6 +74,8 @@ _READERS: dict[str, Callable[[object], Any]] = {
 _STOP_MARGIN_SECONDS = 15.0
 #: One block, reserved for the exit file: it must fit on a disk that the job itself has filled.
 _RESERVE_BYTES = 4096
+#: What the terminal can do, which a job without one does not know.
+_OF_TERMINAL = ("TERM", "COLORTERM")
 #: In the file that the supervisor runs a job by: whether its start brings the agent's environment.
 _AGENT_PROGRAM = "agent_program"
 
@@ -195,6 +198,9 @@ class LocalProcessRunner(Runner):
         started = await anyio.to_thread.run_sync(RunFolder(Path(handle)).read, supervisor.STARTED)
         return f"pid {started['pid']}" if started else handle
 
+    async def exec_plan(self, handle: str, command: Sequence[str], *, has_terminal: bool) -> ExecPlan:
+        return await anyio.to_thread.run_sync(_exec_plan, RunFolder(Path(handle)), command)
+
     async def remove(self, handle: str) -> None:
         await anyio.to_thread.run_sync(self._remove, RunFolder(Path(handle)))
 
@@ -287,6 +293,19 @@ def _process(plan: RunPlan, cwd: Path) -> dict[str, Any]:
         "nice": values.integer(plan.options.get("nice", 0)),
         "labels": plan.labels,
     }
+
+
+def _exec_plan(folder: RunFolder, command: Sequence[str]) -> ExecPlan:
+    if not os.access(folder.path / supervisor.PROCESS, os.R_OK):
+        raise InfrastructureError(
+            f"The run's folder {str(folder.path)!r} is not on this machine, or not this user's to read. Try it on the"
+            " agent's machine, as the user of the agent."
+        )
+    process, environment = folder.read(supervisor.PROCESS), folder.environment()
+    if folder.state is not RunState.RUNNING or process is None or environment is None:
+        raise InfrastructureError(f"No process of the run in {str(folder.path)!r} is there to be joined: it has ended.")
+    terminal = {name: os.environ[name] for name in _OF_TERMINAL if name in os.environ}
+    return ExecPlan(argv=tuple(command), env={**terminal, **environment}, cwd=Path(process["cwd"]))
 
 
 async def _readable(descriptor: int) -> None:

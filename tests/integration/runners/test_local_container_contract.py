@@ -11,7 +11,7 @@ import pytest
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.docker.client import DockerEngine
 from prefect_launch.runners.docker.runner import LocalContainerRunner
-from prefect_launch.testing.runner_contract import MISSING, RunnerContract
+from prefect_launch.testing.runner_contract import MISSING, ExecContract, RunnerContract
 
 pytestmark = pytest.mark.engine
 
@@ -58,5 +58,5 @@ async def world(tmp_path: Path, shell_image: str) -> AsyncIterator[ContainerWorl
     await world.clear()
 
 
-class TestLocalContainer(RunnerContract):
+class TestLocalContainer(RunnerContract, ExecContract):
     """Each promise of the contract, kept by containers."""

@@ -10,7 +10,7 @@ import pytest
 
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.process.runner import LocalProcessRunner
-from prefect_launch.testing.runner_contract import MISSING, RunnerContract
+from prefect_launch.testing.runner_contract import MISSING, ExecContract, RunnerContract
 
 
 class ProcessWorld:
@@ -43,5 +43,5 @@ def world(tmp_path: Path) -> ProcessWorld:
     return ProcessWorld(tmp_path)
 
 
-class TestLocalProcess(RunnerContract):
+class TestLocalProcess(RunnerContract, ExecContract):
     """Each promise of the contract, kept by processes."""

@@ -73,6 +73,10 @@ class PrefectRunner(RemoteRunner):
 
     name: ClassVar[str] = "prefect"
     removed_message: ClassVar[str] = "flow run ended"
+    no_exec: ClassVar[str] = (
+        "a worker of Prefect runs it, and tells no way in. The page of its child flow run names what the worker has"
+        " made: join that by hand."
+    )
     sources: ClassVar[frozenset[SourceKind]] = frozenset(SourceKind)
     submitter_options: ClassVar[frozenset[str]] = prefect_options.SUBMITTER_OPTIONS
     options: ClassVar[frozenset[str]] = prefect_options.OPTIONS

@@ -61,6 +61,9 @@ class RayRunner(RemoteRunner):
     submitter_options: ClassVar[frozenset[str]] = ray_options.SUBMITTER_OPTIONS
     options: ClassVar[frozenset[str]] = ray_options.OPTIONS
     quantities: ClassVar[Mapping[str, Quantity]] = ray_options.QUANTITIES
+    no_exec: ClassVar[str] = (
+        "Ray's Jobs API starts nothing in a job. Log in to the node that Ray's dashboard shows for the job."
+    )
     separates_streams: ClassVar[bool] = False
     returns_files: ClassVar[bool] = False
     #: One call lists all jobs.
