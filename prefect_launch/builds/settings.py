@@ -158,12 +158,16 @@ class BuilderSettings(_Part):
     `{version}` in a base image stands for the job's Python, such as `3.11`.
     """
 
-    type: Literal["docker", "kubernetes", "none"] = "docker"
+    type: Literal["docker", "kubernetes", "none"] = Field(
+        default="docker", description="What builds images: a Docker Engine, a Job of a cluster, or nothing."
+    )
     backend: Literal["auto", "buildx", "buildkit", "engine"] = Field(
         default="auto", description="What builds: BuildKit through buildx, an engine's own, or its classic builder."
     )
-    base_image: str = "python:{version}-slim"
-    conda_base_image: str = "mambaorg/micromamba:2.0.5"
+    base_image: str = Field(default="python:{version}-slim", description="What generated images begin with.")
+    conda_base_image: str = Field(
+        default="mambaorg/micromamba:2.0.5", description="Likewise, for code with an environment.yml of conda."
+    )
     accelerator: Accelerator = Accelerator()
     context_limit: int = Field(default=1024**3, description="The most that goes into a build, in bytes; '1g' is fine.")
     pip_config: str = Field(

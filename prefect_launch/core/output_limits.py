@@ -46,8 +46,8 @@ class OutputLimits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_bytes: int | None = None
-    max_files: int | None = Field(default=None, ge=0)
+    max_bytes: int | None = Field(default=None, description="Of one run's outputs, all files together; none: no limit.")
+    max_files: int | None = Field(default=None, ge=0, description="How many files of one run; none: no limit.")
 
     @field_validator("max_bytes", mode="before")
     @classmethod

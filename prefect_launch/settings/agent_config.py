@@ -48,8 +48,8 @@ class WandbServer(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    base_url: str | None = None
-    api_key: SecretStr | None = None
+    base_url: str | None = Field(default=None, description="The address of a W&B server that jobs may report to.")
+    api_key: SecretStr | None = Field(default=None, description="The key that jobs get for it.")
 
 
 class MachineSettings(BaseModel):
@@ -89,7 +89,8 @@ DEFAULT_CONFIG_FILE: Final = Path("~/.config/prefect-launch/agent.yaml")
 DEFAULT_POLL_SECONDS: Final = 10.0
 #: Names the folder of prefect-launch on a machine.
 HOME_VARIABLE: Final = "PREFECT_LAUNCH_HOME"
-_ENVIRONMENT: Final = {
+#: Variables that win over the config file, by setting; the first that is set counts.
+VARIABLES: Final = {
     "entity": ENTITY_VARIABLES,
     "max_jobs": ("LAUNCH_MAX_JOBS", "WANDB_LAUNCH_MAX_JOBS"),
     "name": ("LAUNCH_AGENT_NAME",),
@@ -121,24 +122,37 @@ class AgentConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(default_factory=lambda: safe_name(socket.gethostname(), fallback="agent"))
-    queues: tuple[str, ...] = ()
+    name: str = Field(
+        default_factory=lambda: safe_name(socket.gethostname(), fallback="agent"),
+        description="Its name, one on each server; by default the host's.",
+    )
+    queues: tuple[str, ...] = Field(default=(), description="The queues whose items it runs.")
     entity: str | None = Field(default=None, description="Whose a job is that an item names without its entity.")
-    max_jobs: float = 1
-    max_schedulers: float = 1
-    secure_mode: bool = False
-    verbosity: int = Field(default=0, ge=0)
+    max_jobs: float = Field(default=1, description="How many jobs it runs at a time; -1: no limit.")
+    max_schedulers: float = Field(
+        default=1, description="How many sweeps it schedules at a time, in addition to the jobs; -1: no limit."
+    )
+    secure_mode: bool = Field(default=False, description="Locks all but the job, its inputs and names.")
+    verbosity: int = Field(default=0, ge=0, description="1 and more: its log has more lines.")
     stopped_run_timeout: float = Field(
         default=60, ge=0, description="Grace between TERM and KILL when a run is stopped, s."
     )
     start_timeout: float | None = Field(
         default=None, description="How long a run may wait where it was submitted, s or 30min; None or 0: no limit."
     )
-    poll_seconds: float = Field(default=DEFAULT_POLL_SECONDS, gt=0)
-    home: Path = Field(default_factory=default_home)
-    gpus: str | tuple[str, ...] = AUTO
-    cpus: str | float = AUTO
-    memory: str | float = AUTO
+    poll_seconds: float = Field(
+        default=DEFAULT_POLL_SECONDS, gt=0, description="How often it asks for items, besides at the server's events."
+    )
+    home: Path = Field(
+        default_factory=default_home, description="The folder of its environments and runs; default: ~/.prefect/launch."
+    )
+    gpus: str | tuple[str, ...] = Field(
+        default=AUTO, description="The GPUs that it gives out: auto (all), none, or a list of indexes or UUIDs."
+    )
+    cpus: str | float = Field(default=AUTO, description="The CPUs that it gives out: auto (all), none, or a number.")
+    memory: str | float = Field(
+        default=AUTO, description="The memory that it gives out: auto (the machine's), none, or a size."
+    )
     device_patience_seconds: float = Field(
         default=30, ge=0, description="How long an item that waits for devices lets smaller ones pass."
     )
@@ -157,10 +171,15 @@ class AgentConfig(BaseModel):
     outputs: Annotated[OutputLimits, BeforeValidator(with_default_limits)] = Field(
         default=DEFAULT_OUTPUT_LIMITS, description="How much is kept of the outputs of one run; a queue may have less."
     )
-    macros: Annotated[dict[str, str], AfterValidator(check_named_macros)] = Field(default_factory=dict)
+    macros: Annotated[dict[str, str], AfterValidator(check_named_macros)] = Field(
+        default_factory=dict, description="More macros for queues and submitters, by name: ${NAME} stands for the value."
+    )
     wandb: WandbServer = WandbServer()
     git: GitSettings = Field(default_factory=machine_git_settings)
-    registries: Annotated[dict[str, RegistrySettings], BeforeValidator(read_registries)] = Field(default_factory=dict)
+    registries: Annotated[dict[str, RegistrySettings], BeforeValidator(read_registries)] = Field(
+        default_factory=dict,
+        description="By a registry's address: credentials (a DockerRegistryCredentials block) and insecure (no TLS).",
+    )
     builder: BuilderSettings = BuilderSettings()
 
     @model_validator(mode="before")
@@ -313,7 +332,7 @@ def resolve_agent_config(file: Path | str | None = None, **given: Any) -> AgentC
         AgentConfigError: when the file is missing, is no YAML mapping, or a setting is wrong.
     """
     settings = dict(_read_file(file))
-    for key, names in _ENVIRONMENT.items():
+    for key, names in VARIABLES.items():
         value = next((os.environ[name] for name in names if os.environ.get(name)), None)
         if value is not None:
             settings[key] = value

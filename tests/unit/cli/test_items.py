@@ -199,9 +199,9 @@ def test_failed_item_is_shown_with_the_last_lines_of_its_log_and_no_terminal_seq
     assert json.loads(command("item", "show", "broken", "--json").stdout)["last_lines"] == texts
 
 
-def test_help_and_readme_name_the_same_job_and_inputs_that_it_has() -> None:
+def test_help_and_first_tutorial_name_the_same_job_and_inputs_that_it_has() -> None:
     commands = [line for path in (Path(cli.__file__).parent).glob("*.py") for line in path.read_text().splitlines()]
-    commands += Path("README.md").read_text().splitlines()
+    commands += Path("docs/tutorials/gpu-box.md").read_text().splitlines()
     named = re.compile(r"prefect-launch (?:(?:add|run) .*-j|job (?:deploy|show)) ([a-z]\S*)")
     inputs = {name for line in commands if " -j digits" in line for name in re.findall(r"--set (\w+)=", line)}
 
