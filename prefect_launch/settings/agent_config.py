@@ -172,7 +172,8 @@ class AgentConfig(BaseModel):
         default=DEFAULT_OUTPUT_LIMITS, description="How much is kept of the outputs of one run; a queue may have less."
     )
     macros: Annotated[dict[str, str], AfterValidator(check_named_macros)] = Field(
-        default_factory=dict, description="More macros for queues and submitters, by name: ${NAME} stands for the value."
+        default_factory=dict,
+        description="More macros for queues and submitters, by name: ${NAME} is the value.",
     )
     wandb: WandbServer = WandbServer()
     git: GitSettings = Field(default_factory=machine_git_settings)

@@ -36,7 +36,7 @@ class Block(NamedTuple):
 
 
 class Reader:
-    """Someone who does what a page says, in a folder with the examples and in a home of their own; ends what they leave.
+    """Someone who does as a page says, in a folder with the examples and a home of their own; it ends what they leave.
 
     Args:
         folder: where it is done.
