@@ -188,8 +188,10 @@ def _filters(wanted: ItemFilter) -> dict[str, Any]:
 
     runs = any_of(ids="id", keys="idempotency_key", names="name")
     state = any_of(state_types="type", state_names="name")
-    if not given.get("moved") and StateType.CANCELLED in given.get("state_types", (StateType.CANCELLED,)):
-        state.setdefault("name", {})["not_any_"] = [MOVED]
+    if "name" in state:  # The server ignores a filter with both any_ and not_any_.
+        state["name"]["any_"] = [name for name in state["name"]["any_"] if name != MOVED or given.get("moved")]
+    elif not given.get("moved") and StateType.CANCELLED in given.get("state_types", (StateType.CANCELLED,)):
+        state["name"] = {"not_any_": [MOVED]}
     if state:
         runs["state"] = state
     if "tags" in given:

@@ -57,6 +57,14 @@ class ItemContract:
         assert listed.state.data["launch_change"] == "ann"
         assert listed.state.transition_id is not None
 
+    async def test_items_are_listed_and_counted_by_the_names_of_their_states(self, place: Place) -> None:
+        claimed, _ = await place.add("claimed"), await place.add("waits")
+        await place.move(claimed, ItemState.CLAIMED)
+        for asked in ({}, {"state_types": [StateType.PENDING, StateType.CANCELLED]}):
+            wanted = ItemFilter(pool=place.pool, state_names=["Pending"], **asked)  # type: ignore[typeddict-item]
+            assert [item.id for item in await place.server.list_items(**wanted)] == [claimed.id]
+            assert await place.server.count_items(**wanted) == 1
+
     async def test_item_that_was_moved_is_listed_only_when_it_is_asked_for(self, place: Place) -> None:
         kept, moved = await place.add("kept"), await place.add("moved")
         await place.move(moved, ItemState.CLAIMED)
