@@ -24,6 +24,8 @@ app = group("Create, show, edit, pause and delete queues.")
 QueueName = Annotated[str, typer.Argument(metavar="NAME", help="The queue's name.")]
 #: Takes a limit away.
 _NONE: Final = "none"
+#: Options that are whole numbers.
+_COUNTS: Final = ("concurrency", "per_author", "per_author_waiting")
 #: What a queue's config holds beside the options of its resource.
 _BESIDE: Final = ("docker", "limits", "outputs")
 #: A queue's `pin` in words.
@@ -61,6 +63,16 @@ _OPTIONS: Final[dict[str, Any]] = {
     ),
     "concurrency": _declared(
         "--concurrency", metavar="N", text="Items that may run at a time; none: no limit, as by default."
+    ),
+    "per_author": _declared(
+        "--per-author",
+        metavar="N",
+        text="Jobs of one author that may run at a time; authors take turns. none: no limit, as by default.",
+    ),
+    "per_author_waiting": _declared(
+        "--per-author-waiting",
+        metavar="N",
+        text="Jobs of one author that may wait: more are refused. none: any number, as by default.",
     ),
     "allow": _declared(
         "--allow",
@@ -106,10 +118,10 @@ class _Changes:
     def over(self, before: QueueOptions) -> QueueOptions:
         """Return the options of a queue with these changes."""
         given = {name: value for name, value in vars(self).items() if value is not None}
-        plain = {
+        plain: dict[str, Any] = {
             "type": given.get("resource"),
             "entity": given.get("entity"),
-            "concurrency": given.get("concurrency") and _concurrency(given["concurrency"]),
+            **{name: _whole_number(name, given[name]) for name in _COUNTS if name in given},
             "submitter_options": _added(before.submitter_options, given.get("allow")),
             "submitter_secrets": _added(before.submitter_secrets, given.get("allow_secret")),
             "fail_impossible_after": given.get("fail_impossible_after"),
@@ -140,7 +152,7 @@ def _config(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     return config if "pin" not in given else {**config, "docker": {"pin": given["pin"]}}
 
 
-def _concurrency(text: str) -> int | str:
+def _whole_number(name: str, text: str) -> int | str:
     from prefect_launch.errors import QueueError
 
     if text == _NONE:
@@ -148,7 +160,8 @@ def _concurrency(text: str) -> int | str:
     try:
         return int(text)
     except ValueError:
-        raise QueueError(f"Invalid --concurrency {text!r}: give a whole number of at least 1, or 'none'.") from None
+        flag = f"--{name.replace('_', '-')}"
+        raise QueueError(f"Invalid {flag} {text!r}: give a whole number of at least 1, or 'none'.") from None
 
 
 if TYPE_CHECKING:
@@ -257,6 +270,7 @@ def show(name: QueueName, json: JsonOption = False) -> None:
             ("state", "paused" if queue.is_paused else "open"),
             ("priorities", "critical, high, medium, low" if queue.prioritization_mode == "V0" else "none"),
             ("limit", queue.concurrency_limit or "none"),
+            ("per author", _shares(queue)),
             ("waiting", activity.waiting),
             ("active", _active(queue, activity)),
             ("agents", ", ".join(activity.agents) or "none online"),
@@ -318,6 +332,12 @@ def _impossible(seconds: float | None) -> str:
     return "items wait" if seconds is None else f"items fail after {format_duration(seconds)}"
 
 
+def _shares(queue: RunQueue) -> str:
+    """Return what one author may have on the queue; an empty text when that is not limited."""
+    shares = {"in work": queue.per_author, "waiting": queue.per_author_waiting}
+    return ", ".join(f"at most {most} {what}" for what, most in shares.items() if most is not None)
+
+
 def _active(queue: RunQueue, activity: QueueActivity) -> str:
     waits = f", of which {activity.submitted} wait in {queue.type} to be started" if activity.submitted else ""
     return f"{activity.active}{waits}"
@@ -346,6 +366,8 @@ def _summary(queue: RunQueue, activity: QueueActivity) -> dict[str, Any]:
         "is_paused": queue.is_paused,
         "prioritization_mode": queue.prioritization_mode,
         "concurrency_limit": queue.concurrency_limit,
+        "per_author": queue.per_author,
+        "per_author_waiting": queue.per_author_waiting,
         "waiting": activity.waiting,
         "in_work": activity.active,
         "submitted": activity.submitted,

@@ -22,6 +22,7 @@ from prefect_launch.core.names import safe_name
 from prefect_launch.errors import NotFoundError, SpecError
 from prefect_launch.jobs.model import GitJobSource, ImageJobSource, Job, JobDocument, JobDraft, SourceKind
 from prefect_launch.planning.plan import build_request
+from prefect_launch.queues.author_shares import check_waiting
 from prefect_launch.queues.session import CachedQueue, Session
 from prefect_launch.registries.base import parse_repository
 from prefect_launch.registries.client import RemoteRegistries
@@ -50,6 +51,7 @@ async def with_built_job(api: Api, session: Session, spec: LaunchSpec, queue_nam
         RegistryError: when the registry does not take the image.
     """
     checked = await check_item(api, session, spec, queue_name, is_built_first=True)
+    await check_waiting(session.server, checked.queue, [checked.draft])
     job = _job_to_build(checked.job, checked.queue)
     config = _config_of_builder()
     repository = _repository(spec, config)

@@ -22,6 +22,7 @@ from prefect_launch.core.names import name_and_id, short_id
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import LaunchError, QueueError, ServerUnavailableError, SpecError
 from prefect_launch.inputs.config_files import deep_merge
+from prefect_launch.queues.author_shares import check_waiting
 from prefect_launch.queues.claim import CHANGE, claim, finish_cancelling
 from prefect_launch.queues.moved import is_moved, key_after
 from prefect_launch.queues.session import queue_tag
@@ -85,6 +86,8 @@ async def move_item(
         )
     session.forget_queue(target)
     queue, draft = await _draft_elsewhere(api, session, item, target, urgency)
+    if target != item.work_pool_name:
+        await check_waiting(session.server, queue, [draft])
     if not is_moved(item):
         async with _held(session.server, item, who) as held:
             draft = draft.model_copy(update={"parameters": _kept_parameters(held, draft, queue)})

@@ -28,6 +28,7 @@ from prefect_launch.planning.plan import Request, default_resource, preview_plan
 from prefect_launch.policy.limits import fixed_options, limits_of, time_limit
 from prefect_launch.policy.submitter_options import locked_options
 from prefect_launch.policy.template import QueueConfig
+from prefect_launch.queues.author_shares import check_waiting
 from prefect_launch.queues.options import QueueOptions, make_config
 from prefect_launch.queues.pool import DEFAULT_QUEUE
 from prefect_launch.queues.session import CachedQueue, Session, blocked_reason_of
@@ -256,6 +257,7 @@ async def explain_item(
     named = await with_digest(named, job, Digests(session.digest_cache), by_queue=queue.config.pin)
     draft = draft_item(api, queue, named, job)
     await check_named_on_server(session, queue, named)
+    await check_waiting(session.server, queue, [draft])
     await source.check_overrides(named, session.jobs, queue.config.resource, queue.config.resource_args)
     built: BuiltJob | None = None
     if build:
@@ -342,6 +344,7 @@ def _item(draft: ItemDraft) -> Item:
     return Item(
         id=uuid4(),
         name=draft.name,
+        parameters=draft.parameters,
         tags=draft.tags,
         state_type=StateType.SCHEDULED,
         work_queue_name=draft.work_queue_name,

@@ -18,6 +18,7 @@ from prefect_launch.errors import QueueError, SpecError
 from prefect_launch.planning.image_pinning import Digests
 from prefect_launch.planning.job_inputs import unread_inputs
 from prefect_launch.planning.refused_fields import refuse_unread_at_queue
+from prefect_launch.queues.author_shares import check_waiting
 from prefect_launch.queues.pool import DEFAULT_QUEUE
 from prefect_launch.queues.session import CachedQueue, Session
 from prefect_launch.server.values import PAGE, Item, ItemDraft
@@ -86,6 +87,7 @@ def launch_add(
         InputError: when the inputs do not match the job's schema.
         NotFoundError: for an unknown queue, job, alias, variable, option or resource; names the nearest right one.
         UnsafeSpecError: for an option that the queue does not let submitters set.
+        QueueError: when its author has as many waiting as the queue allows.
         ServerUnavailableError: when the server does not answer within 15 s.
     """
     arguments = {
@@ -190,6 +192,7 @@ async def add_item(
     for _ in range(_ATTEMPTS):
         checked = await check_item(api, session, spec, queue_name)
         await checked.check_run_id_free(session)
+        await check_waiting(session.server, checked.queue, [checked.draft])
         queue, draft = checked.queue, await checked.made(session)
         if labels:
             draft = draft.model_copy(update={"labels": {**draft.labels, **labels}})
@@ -238,6 +241,7 @@ async def add_items(api: Api, session: Session, specs: Sequence[LaunchSpec], que
         raise SpecError(f"Two specs of the list have the run_id {twice.rpartition('/')[2]!r}; each needs its own.")
     for one in checked:
         await one.check_run_id_free(session)
+    await check_waiting(session.server, queue, [one.draft for one in checked])
     drafts = [await one.made(session) for one in checked]
     await _check_taken(session, queue, [draft for draft, spec in zip(drafts, specs, strict=True) if spec.run_id])
     made = await session.server.create_items(queue.deployment_id, drafts)

@@ -30,6 +30,8 @@ class RunQueue:
         pin: True: an item runs only the image that its tag meant when it was queued. False: the one of its tag at the
             start. None: as with True if the registry answers at the enqueue, else as with False.
         fail_impossible_after: seconds after which an item fails that asks for more than any agent has; None: it waits.
+        per_author: how many jobs of one author may be active at a time; None: any number.
+        per_author_waiting: how many jobs of one author may wait; None: any number.
         outputs: how much is kept of the outputs of one run; an agent's own limits apply as well.
         id: of the work pool.
     """
@@ -52,6 +54,8 @@ class RunQueue:
         self.limits = dict(config.limits)
         self.submitter_secrets = config.submitter_secrets
         self.fail_impossible_after = config.fail_impossible_after
+        self.per_author = config.per_author
+        self.per_author_waiting = config.per_author_waiting
 
     @classmethod
     def create(
@@ -109,6 +113,8 @@ class RunQueue:
             submitter_options=self.submitter_options,
             submitter_secrets=self.submitter_secrets,
             fail_impossible_after=self.fail_impossible_after,
+            per_author=self.per_author,
+            per_author_waiting=self.per_author_waiting,
         )
 
     @property

@@ -85,6 +85,8 @@ class QueueConfig(BaseModel):
         description="Seconds after which an item fails that asks for more than its agent can ever give, while no other"
         " agent is online for the queue that can; None: it waits.",
     )
+    per_author: int | None = Field(default=None, ge=1, description="Jobs that one author may have in work at a time.")
+    per_author_waiting: int | None = Field(default=None, ge=1, description="Jobs of one author that may wait.")
 
     def to_template(self) -> dict[str, Any]:
         """Return the work pool's `base_job_template`."""
@@ -100,6 +102,8 @@ class QueueConfig(BaseModel):
                 "prioritization_mode": self.prioritization_mode,
                 **({} if self.pin is None else {"docker": {"pin": self.pin}}),
                 **({} if self.fail_impossible_after is None else {"fail_impossible_after": self.fail_impossible_after}),
+                **({} if self.per_author is None else {"per_author": self.per_author}),
+                **({} if self.per_author_waiting is None else {"per_author_waiting": self.per_author_waiting}),
                 **({"outputs": outputs} if (outputs := self.outputs.model_dump(exclude_none=True)) else {}),
             },
             "variables": {

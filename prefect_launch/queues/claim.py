@@ -10,6 +10,7 @@ not at the claim. So count the active items after a claim, and release the item 
 from __future__ import annotations
 
 import logging
+from datetime import datetime
 from typing import Final, Protocol
 from uuid import UUID, uuid4
 
@@ -84,10 +85,12 @@ async def undo_claim(server: Server, item: Item, why: str) -> None:
         await release_claim(server, item, why)
 
 
-async def release_claim(server: Server, item: Item, why: str) -> None:
-    """Put a claimed item that was not started back into its queue."""
+async def release_claim(server: Server, item: Item, why: str, *, due: datetime | None = None) -> None:
+    """Put a claimed item that was not started back into its queue; at its place in line, when it is due as it was."""
     # Under one id: once it is back in its queue another agent may have it, and it must not be taken from that one.
     queued = State.of(ItemState.QUEUED, why)
+    if due is not None:
+        queued = queued.model_copy(update={"state_details": {"scheduled_time": due.isoformat()}})
     verdict = await server.propose(item.id, queued, transition_id=transition_id_for(item, "release"))
     log.info("%s released %s %s", item.id, why, verdict.reason)
 

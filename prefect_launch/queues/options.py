@@ -57,6 +57,9 @@ class QueueOptions:
             The queue's own config may name any.
         fail_impossible_after: seconds, or a text such as `1h`, after which an item fails that asks for more than its
             agent's machine has, while no other agent is online for the queue that has as much; by default it waits.
+        per_author: how many jobs of one author may be active at a time, at least 1; authors then take turns inside a
+            priority. `None` for no limit.
+        per_author_waiting: how many jobs of one author may wait, at least 1: `launch_add` refuses more.
     """
 
     name: str
@@ -69,6 +72,8 @@ class QueueOptions:
     submitter_options: Iterable[str] = field(default=(), kw_only=True)
     submitter_secrets: Iterable[str] = field(default=(), kw_only=True)
     fail_impossible_after: float | str | None = field(default=None, kw_only=True)
+    per_author: int | None = field(default=None, kw_only=True)
+    per_author_waiting: int | None = field(default=None, kw_only=True)
 
 
 # Queue options: what a queue's owner asks for, and its check into a `QueueConfig`.
@@ -90,7 +95,7 @@ def make_config(options: QueueOptions) -> QueueConfig:
     Raises:
         NotFoundError: for an unknown resource or option.
         QueueError: for a template variable, a mode, a limit, a `pin`, an output limit, the name of a secret or a
-            `fail_impossible_after` that is not right.
+            `fail_impossible_after`, and for a share of an author, that is not right.
     """
     resource = options.type
     runner = runner_class(resource)
@@ -115,6 +120,8 @@ def make_config(options: QueueOptions) -> QueueConfig:
             pin=_pin_of(docker, resource, runner),
             fail_impossible_after=_duration("fail_impossible_after", options.fail_impossible_after),
             outputs=_outputs_of(outputs),
+            per_author=_share("per_author", options.per_author),
+            per_author_waiting=_share("per_author_waiting", options.per_author_waiting),
         )
     )
     check_free_places(made, runner.fill_rule)
@@ -180,6 +187,12 @@ def _split(config: Mapping[str, Any] | None) -> tuple[Any, Any, Any, Mapping[str
     """Return what a config says of images, of limits, of outputs, and the rest of it."""
     given = dict(_mapping({} if config is None else config))
     return given.pop(_DOCKER, None), given.pop(_LIMITS, None), given.pop(_OUTPUTS, None), given
+
+
+def _share(name: str, value: object) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise QueueError(f"A queue's {name} must be a whole number of at least 1, or None for no limit, not {value!r}.")
+    return value
 
 
 def _outputs_of(outputs: Any) -> OutputLimits:

@@ -21,11 +21,12 @@ from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.core.units import utc_minute, utc_time
 from prefect_launch.jobs.index import PATH_TAG
 from prefect_launch.queues.agent_status import AgentInfo, online_agents, problem_of
+from prefect_launch.queues.author_shares import count_waiting, has
 from prefect_launch.queues.predecessors import Predecessors, read_predecessors
 from prefect_launch.queues.sweep_status import read_sweep_status, sweep_of
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import JOB_FLOW, PAGE, Item, ItemFilter, PriorityQueue
-from prefect_launch.spec.item_parameters import is_scheduler
+from prefect_launch.spec.item_parameters import author_of, is_scheduler
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
@@ -44,6 +45,7 @@ class WaitCause(str, Enum):
     NO_AGENT = "no agent"
     AWAY = "engine away"
     LIMIT = "limit"
+    SHARE = "author's share"
     DEVICES = "devices"
     TURN = "its turn"
     ELSEWHERE = "elsewhere"
@@ -59,6 +61,7 @@ class QueueFacts(BaseModel):
     resource: str = ""
     is_paused: bool = False
     limit: int | None = None
+    per_author: int | None = Field(default=None, description="How many jobs of one author may be active.")
     agents: tuple[AgentInfo, ...] = Field(default=(), description="Those that are online.")
     priorities: tuple[PriorityQueue, ...] = ()
     in_work: tuple[Item, ...] = ()
@@ -71,6 +74,11 @@ class QueueFacts(BaseModel):
         """Count the active items, as the limits of the queue, or of one priority, do."""
         counted = [item for item in self.in_work if item.state_type in _COUNTED]
         return sum(work_queue is None or item.work_queue_name == work_queue for item in counted)
+
+    def in_work_of(self, author: str) -> list[Item]:
+        """Return an author's active jobs, as the queue's share of each author counts them."""
+        counted = (item for item in self.in_work if item.state_type in _COUNTED and not is_scheduler(item))
+        return [item for item in counted if author_of(item) == author]
 
     @property
     def accepting_agents(self) -> tuple[AgentInfo, ...]:
@@ -87,6 +95,7 @@ class WaitFacts(BaseModel):
     item: Item
     ahead_by_priority: int = Field(default=0, description="How many of a higher priority wait and are due.")
     ahead_by_time: int = Field(default=0, description="How many of its own priority are due before it.")
+    ahead_of_author: int = Field(default=0, description="How many of its own author are among those.")
     waiting: int = Field(default=1, description="How many wait in the queue, with it.")
     past: Past | None = None
     requested_gpus: str = Field(
@@ -217,6 +226,17 @@ def _limit(facts: WaitFacts) -> _Reason | None:
     return None
 
 
+def _share(facts: WaitFacts) -> _Reason | None:
+    most, author = facts.queue.per_author, author_of(facts.item)
+    if most is None or is_scheduler(facts.item):
+        return None
+    active = len(facts.queue.in_work_of(author))
+    if active < most:
+        return None
+    before = f"; {facts.ahead_of_author} of {author}'s wait before it" if author and facts.ahead_of_author else ""
+    return WaitCause.SHARE, f"{has(author)} {active} of {most} in work on this queue{before}."
+
+
 def _scheduler(facts: WaitFacts) -> _Reason | None:
     """A sweep's scheduler needs no slot of a job, and no device."""
     if not is_scheduler(facts.item):
@@ -286,6 +306,7 @@ _CHECKS: Final[tuple[Callable[[WaitFacts], _Reason | None], ...]] = (
     _no_agent,
     _away,
     _limit,
+    _share,
     _scheduler,
     _no_devices,
     _no_slot,
@@ -319,9 +340,11 @@ def _expected_start(facts: WaitFacts, cause: WaitCause) -> datetime | None:
     else:
         slots = _slots(facts)
     running += [typical / 2] * elsewhere  # Their agents work for other queues too.
-    wait = seconds_until_start(
-        ahead=facts.ahead_by_priority + facts.ahead_by_time, running=running, slots=slots, typical=typical
-    )
+    ahead = facts.ahead_by_priority + facts.ahead_by_time
+    if cause is WaitCause.SHARE:  # Others do not matter: they have shares of their own.
+        running = [_seconds_in_work(item, queue.now) for item in queue.in_work_of(author_of(facts.item))]
+        slots, ahead = queue.per_author, facts.ahead_of_author
+    wait = seconds_until_start(ahead=ahead, running=running, slots=slots, typical=typical)
     return queue.now + timedelta(seconds=wait)
 
 
@@ -447,12 +470,14 @@ async def read_queue_facts(server: Server, name: str) -> QueueFacts | None:
     )
     if pool is None:
         return None
+    configuration = pool.base_job_template.get("job_configuration") or {}
     return QueueFacts(
         queue=name,
         now=datetime.now(timezone.utc),
-        resource=str((pool.base_job_template.get("job_configuration") or {}).get("resource") or ""),
+        resource=str(configuration.get("resource") or ""),
         is_paused=pool.is_paused,
         limit=pool.concurrency_limit,
+        per_author=configuration.get("per_author"),
         agents=tuple(agents),
         priorities=tuple(priorities),
         in_work=tuple(in_work),
@@ -486,6 +511,11 @@ async def _read_place(
             for name in above
         ),
     )
+    ahead_of_author = 0
+    if queue.per_author is not None and (author := author_of(item)):
+        lines = [(item.work_queue_name, due), *((name, max(due, queue.now)) for name in above)]
+        before = [count_waiting(server, author, pool=queue.queue, queue=name, due_before=by) for name, by in lines]
+        ahead_of_author = max(0, sum(await asyncio.gather(*before)) - is_there)
     sweep = sweep_of(item)
     predecessors = (await read_predecessors(server, [item])).get(item.id, Predecessors())
     return WaitFacts(
@@ -493,6 +523,7 @@ async def _read_place(
         item=item,
         ahead_by_priority=sum(urgent),
         ahead_by_time=max(0, own - is_there),
+        ahead_of_author=ahead_of_author,
         waiting=max(1, in_all + (not is_there)),
         past=past,
         held_by_sweep=(await read_sweep_status(server, sweep)).held if sweep is not None else "",

@@ -108,6 +108,16 @@ def run_id_of(item: Item) -> str:
     return str(options_of(item).get("run_id") or short_id(item.id))
 
 
+def author_of(item: Item) -> str:
+    """Return who has submitted an item; an empty text when it does not say."""
+    return str(options_of(item).get("author") or "")
+
+
+def author_tag(author: str) -> str:
+    """Return the tag of an author's items; those of a job's form have none."""
+    return f"author:{author}"
+
+
 def tags_of(spec: LaunchSpec, *, queue: str | None, job: str | None, version: int | None) -> tuple[str, ...]:
     """Return the tags of an item, by which the UI finds it."""
     named = {

@@ -35,6 +35,8 @@ def test_config_comes_back_from_its_template() -> None:
         entity="acme",
         prioritization_mode="DISABLED",
         fail_impossible_after=3600,
+        per_author=4,
+        per_author_waiting=20,
     )
     assert QueueConfig.from_template("q", made.to_template()) == made
 

@@ -197,7 +197,7 @@ class AdmissionCheck(Protocol):
         ...
 
 
-#: Returns those of a poll's items that may start now, in their order.
+#: Returns those of a poll's items that may start now, in the order in which they are tried for.
 Startable = Callable[[Sequence[Item]], Awaitable[list[Item]]]
 
 
@@ -339,14 +339,12 @@ class Candidates:
             self._admission.sync_waiting(self._queue, {item.id for item in due} | self._pager.shown)
 
     async def _set_items(self, due: list[Item]) -> None:
-        """Be about these items, in the server's order, but for those that may not start yet."""
-        startable = due if self._startable is None else await self._startable(due)
-        self._has_passed_over |= len(startable) < len(due)
-        self._items = self._in_turn(startable)
-
-    def _in_turn(self, due: list[Item]) -> deque[Item]:
+        """Be about these items, but for those that may not start yet."""
         contended = time.monotonic() - self._lost_at < CONTENDED_SECONDS
-        return deque(shuffled(due) if contended else due)
+        items = shuffled(due) if contended else due
+        startable = items if self._startable is None else await self._startable(items)
+        self._has_passed_over |= len(startable) < len(due)
+        self._items = deque(startable)
 
 
 def shuffled(items: Iterable[Item]) -> list[Item]:

@@ -14,15 +14,18 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.polling.candidates import AdmissionCheck, Candidates
+from prefect_launch.agent.polling.author_gate import AuthorGate
+from prefect_launch.agent.polling.candidates import AdmissionCheck, Candidates, Startable
 from prefect_launch.agent.polling.predecessor_gate import PredecessorGate
 from prefect_launch.core.states import StateType
-from prefect_launch.errors import LaunchError, unknown_name
+from prefect_launch.errors import LaunchError, QueueError, unknown_name
+from prefect_launch.policy.template import QueueConfig
+from prefect_launch.queues.author_shares import has, is_over_share
 from prefect_launch.queues.claim import COUNTED, claim, is_over_limit, release_claim
 from prefect_launch.queues.presence import Holder
 from prefect_launch.queues.transitions import retry_until_available
-from prefect_launch.server.values import PAGE, SCHEDULER_FLOW, SWEEPS_WORK_QUEUE, Item, ItemFilter
-from prefect_launch.spec.item_parameters import is_scheduler
+from prefect_launch.server.values import PAGE, SCHEDULER_FLOW, SWEEPS_WORK_QUEUE, Item, ItemFilter, Pool
+from prefect_launch.spec.item_parameters import author_of, is_scheduler
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
@@ -37,14 +40,18 @@ GIVEN_BACK_SECONDS: Final = 0.5
 
 @dataclass(frozen=True)
 class Limits:
-    """The concurrency limits of one queue: of the whole, and of each priority by its work queue's name."""
+    """The concurrency limits of one queue: of the whole, of each priority by its work queue's name, of each author."""
 
     pool: int | None
     queues: dict[str, int]
+    per_author: int | None = None
 
     def of(self, item: Item) -> tuple[int | None, int | None]:
         """Return the limits that apply to an item: of its queue, of its priority."""
         return self.pool, self.queues.get(item.work_queue_name or "")
+
+
+_UNREAD: Final = Limits(pool=None, queues={})
 
 
 class QueuePoller:
@@ -74,12 +81,22 @@ class QueuePoller:
         self._admission = admission
         self._opens = opens
         self._turn = deque(queues)
-        startable = PredecessorGate(session).startable
+        self._limits: dict[str, Limits] = {}
         self._candidates = {
-            queue: Candidates(session.server, queue, admission, ahead_seconds=poll_seconds, startable=startable)
+            queue: Candidates(
+                session.server, queue, admission, ahead_seconds=poll_seconds, startable=self._gates_of(queue)
+            )
             for queue in queues
         }
-        self._limits: dict[str, Limits] = {}
+
+    def _gates_of(self, queue: str) -> Startable:
+        predecessors = PredecessorGate(self._session)
+        authors = AuthorGate(self._server, queue, lambda: self._limits.get(queue, _UNREAD).per_author)
+
+        async def startable(items: Sequence[Item]) -> list[Item]:
+            return await authors.startable(await predecessors.startable(items))
+
+        return startable
 
     async def next(self, *, slots: int, skip: Collection[UUID], schedulers: bool = True) -> tuple[Item, str] | None:
         """Return a claimed item of the first queue in turn that has one; that queue's next turn comes last.
@@ -146,7 +163,7 @@ class QueuePoller:
             self._release(polled.id)
             self._candidates[queue].note_lost_claim()
             return None
-        if await self._fits(queue, item):
+        if await self._fits(queue, item, polled.next_scheduled_start_time):
             return item
         self._release(item.id)
         # Several agents that went over the limit together must not try again together.
@@ -161,18 +178,23 @@ class QueuePoller:
         active = await self._server.count_items(pool=queue, flow=SCHEDULER_FLOW, state_types=COUNTED)
         return active + 1 < limits.pool
 
-    async def _fits(self, queue: str, item: Item) -> bool:
+    async def _fits(self, queue: str, item: Item, due: datetime | None) -> bool:
         limits = self._limits.get(queue)
         if limits is None:
             return True
         pool_limit, queue_limit = limits.of(item)
-        why = "The queue's limit of active items was reached meanwhile."
-        if not await retry_until_available(
-            f"count the active items other than {item.id}",
-            lambda: is_over_limit(self._server, item, pool_limit=pool_limit, queue_limit=queue_limit),
-        ):
+
+        async def exceeded() -> str:
+            if await is_over_limit(self._server, item, pool_limit=pool_limit, queue_limit=queue_limit):
+                return "The queue's limit of active items was reached meanwhile."
+            if await is_over_share(self._server, item, limits.per_author):
+                return f"{has(author_of(item))} {limits.per_author} of {limits.per_author} in work on this queue."
+            return ""
+
+        why = await retry_until_available(f"count the active items other than {item.id}", exceeded)
+        if not why:
             return True
-        await retry_until_available(f"take {item.id} back", lambda: release_claim(self._server, item, why))
+        await retry_until_available(f"take {item.id} back", lambda: release_claim(self._server, item, why, due=due))
         return False
 
     def seconds_until_due(self) -> float:
@@ -213,6 +235,7 @@ class QueuePoller:
             self._limits[queue] = Limits(
                 pool=pool.concurrency_limit if pool else None,
                 queues={one.name: one.concurrency_limit for one in priorities if one.concurrency_limit is not None},
+                per_author=_per_author(pool) if pool else None,
             )
 
     async def watch_limits(self) -> None:
@@ -223,3 +246,10 @@ class QueuePoller:
                 await self.read_limits()
             except LaunchError as error:
                 log.debug("limits not read: %s", error)
+
+
+def _per_author(pool: Pool) -> int | None:
+    try:
+        return QueueConfig.from_template(pool.name, pool.base_job_template).per_author
+    except QueueError:  # Nothing of it can be planned, which its items say.
+        return None

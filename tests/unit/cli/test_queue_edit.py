@@ -27,6 +27,7 @@ CREATED = (
     ),
     *("--variables", '{"shm": {"type": "string", "default": "2g"}}', "--limit", "memory=16g", "--limit", "gpus=2"),
     *("--allow", "gpus", "--allow-secret", "token", "--pin", "--fail-impossible-after", "1h", "-e", "ann"),
+    *("--per-author", "4", "--per-author-waiting", "20"),
 )
 
 
@@ -56,6 +57,10 @@ def shown(command: Command) -> dict[str, Any]:
         (("--priorities",), {"prioritization_mode": "V0"}),
         (("--no-pin",), {"pin": False}),
         (("--fail-impossible-after", "none"), {"fail_impossible_after": None}),
+        (("--per-author", "3"), {"per_author": 3}),
+        (("--per-author", "none"), {"per_author": None}),
+        (("--per-author-waiting", "50"), {"per_author_waiting": 50}),
+        (("--per-author-waiting", "none"), {"per_author_waiting": None}),
         (("-e", "team"), {"entity": "team"}),
     ],
     ids=lambda given: " ".join(given) if isinstance(given, tuple) else "",
@@ -88,6 +93,8 @@ def test_other_config_keeps_the_limits_and_the_pin_of_the_queue(command: Command
     [
         (("--concurrency", "0"), LaunchError),
         (("--concurrency", "many"), LaunchError),
+        (("--per-author", "0"), LaunchError),
+        (("--per-author-waiting", "many"), LaunchError),
         (("--limit", "memory"), LaunchError),
         (("--allow", "memroy"), NotFoundError),
         (("-r", "local-process"), LaunchError),
