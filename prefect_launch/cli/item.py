@@ -17,6 +17,7 @@ from prefect_launch.cli.item_view import (
     metrics_in_words,
     outputs_of,
     start_in_words,
+    usage_in_words,
     waiting_fields,
 )
 from prefect_launch.cli.options import ItemId, JsonOption, PassesArgs, examples, group
@@ -58,7 +59,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
     item = run.item
     waiting, states, outputs = run.why_waiting(), _states(api, run), outputs_of(run, item)
     request = request_of(item)
-    metrics, from_limits = run.metrics(), run.from_limits()
+    metrics, from_limits, usage = run.metrics(), run.from_limits(), run.usage() if item.run_count else {}
     lines = run.last_lines() if item.state_type in _UNSUCCESSFUL else []
     if json:
         history = [{"name": s.name, "type": s.type, "message": s.message, "timestamp": s.timestamp} for s in states]
@@ -68,6 +69,8 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
                 **fields_of(run, item),
                 "outputs": outputs,
                 "metrics": metrics.fields(),
+                "usage": usage,
+                "usage_history": run.usage_history().fields(),
                 "from_limits": from_limits,
                 **waiting_fields(waiting),
                 "states": history,
@@ -96,6 +99,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
             ("sweep", request.get("sweep")),
             ("outputs", outputs),
             ("metrics", metrics_in_words(metrics)),
+            ("used" if item.is_terminal else "uses", usage_in_words(usage, item)),
             ("arguments", shlex.join(request.get("args") or ())),
             ("entry point", shlex.join(request.get("entry_point") or ())),
             ("variables", request.get("template_variables")),

@@ -15,6 +15,8 @@ from prefect_launch.core.states import StateType
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from prefect_launch.client.api import Api
     from prefect_launch.client.queued_run import QueuedRun
     from prefect_launch.core.metrics import Metrics
@@ -111,6 +113,13 @@ def metrics_in_words(metrics: Metrics) -> str:
         rows.append((name, "" if value is None else format_number(value), course, ", ".join([*step, *ends])))
     widths = [max((len(row[place]) for row in rows), default=0) for place in range(3)]
     return "\n".join("  ".join([*map(str.ljust, row, widths), row[3]]).rstrip() for row in rows)
+
+
+def usage_in_words(usage: Mapping[str, float], item: Item) -> str:
+    """Say what the run of an item uses now, or has used in all."""
+    from prefect_launch.core.usage import present_in_words, totals_in_words
+
+    return totals_in_words(usage) if item.is_terminal else present_in_words(usage)
 
 
 def waiting_fields(waiting: WaitReason | None) -> dict[str, Any]:

@@ -187,12 +187,35 @@ class QueuedRun(ItemHandle):
 
     def metrics(self) -> Metrics:
         """Return the metrics that it has reported, with their histories; empty when it has reported none."""
+        return self._read_metrics("metrics")
 
+    def usage(self) -> dict[str, float]:
+        """Return what its run uses now, by the names of `prefect_launch.core.usage`; once it has ended, its totals.
+
+        Empty where that is not known: before the first sample, and on a resource that does not tell it.
+        """
+
+        async def read(session: Session) -> dict[str, float]:
+            from prefect_launch.client.item_fields import totals_of
+            from prefect_launch.queues.agent_status import read_usage
+
+            item = await self._item(session)
+            if item.is_terminal:
+                return totals_of(item)
+            return (await read_usage(session.server)).get(self.id, {})
+
+        return self._api.call(read)
+
+    def usage_history(self) -> Metrics:
+        """Return the histories of what its run has used, by the second; empty before it has ended."""
+        return self._read_metrics("usage")
+
+    def _read_metrics(self, kind: str) -> Metrics:
         async def read(session: Session) -> Metrics:
             from prefect_launch.core.metrics import Metrics
             from prefect_launch.server.metrics import read_metrics
 
-            return (await read_metrics(session.server, [self._id])).get(self._id, Metrics())
+            return (await read_metrics(session.server, [self._id], kind)).get(self._id, Metrics())
 
         return self._api.call(read)
 

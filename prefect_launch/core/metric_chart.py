@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from prefect_launch.core.metrics import Metrics, Point, Series, format_number, sparkline
 from prefect_launch.core.svg import BAD, DATA, GRID, drawing, markdown_code, markdown_image, text, title
@@ -19,6 +19,21 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 34, 30
 _COLOURS: Final = (DATA, "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#6b4c9a", "#8c6d31", "#374151")
 #: In a table, more blocks run over the side bar of the newer UI.
 _TREND_CHARS: Final = 10
+
+
+class Axis(NamedTuple):
+    """What the steps of a chart are.
+
+    Attributes:
+        name: of the axis.
+        label: writes a step.
+    """
+
+    name: str = "step"
+    label: Callable[[int], str] = str
+
+
+_STEPS: Final = Axis()
 
 
 def metrics_markdown(metrics: Metrics, run_id: str) -> str:
@@ -59,11 +74,12 @@ def chart_svg(charted: Mapping[str, Series]) -> str:
     return lines_svg({name: {name: series} for name, series in charted.items()})
 
 
-def lines_svg(charted: Mapping[str, Mapping[str, Series]]) -> str:
+def lines_svg(charted: Mapping[str, Mapping[str, Series]], axis: Axis = _STEPS) -> str:
     """Draw charts side by side, each with a line for each series, in the order of their colours.
 
     Args:
         charted: the series by name, by the title of their chart; each series has a value.
+        axis: what the steps are.
     """
     columns = min(_COLUMNS, max(1, len(charted)))
     rows = -(-len(charted) // columns)
@@ -71,7 +87,7 @@ def lines_svg(charted: Mapping[str, Mapping[str, Series]]) -> str:
     parts = []
     for index, (name, lines) in enumerate(charted.items()):
         row, column = divmod(index, columns)
-        parts.append(f'<g transform="translate({column * _WIDTH} {row * _HEIGHT})">{_chart(name, lines)}</g>')
+        parts.append(f'<g transform="translate({column * _WIDTH} {row * _HEIGHT})">{_chart(name, lines, axis)}</g>')
     return drawing(width, height, parts)
 
 
@@ -80,7 +96,7 @@ def line_colour(place: int) -> str:
     return _COLOURS[place % len(_COLOURS)]
 
 
-def _chart(name: str, lines: Mapping[str, Series]) -> str:
+def _chart(name: str, lines: Mapping[str, Series], axis: Axis) -> str:
     drawn = {place: _fewer(series.points()) for place, series in enumerate(lines.values()) if series.last is not None}
     low = min((_finite(series.low, math.inf) for series in lines.values()), default=0.0)
     high = max((_finite(series.high, -math.inf) for series in lines.values()), default=0.0)
@@ -108,10 +124,10 @@ def _chart(name: str, lines: Mapping[str, Series]) -> str:
     ]
     if high > low:
         parts.append(text(_LEFT - 6, _TOP + 4, format_number(high), "end"))
-    parts.append(text(_LEFT, bottom + 18, str(first)))
-    parts.append(text((_LEFT + right) / 2, bottom + 18, "step"))
+    parts.append(text(_LEFT, bottom + 18, axis.label(first)))
+    parts.append(text((_LEFT + right) / 2, bottom + 18, axis.name))
     if last > first:
-        parts.append(text(right, bottom + 18, str(last), "end"))
+        parts.append(text(right, bottom + 18, axis.label(last), "end"))
     for place, points in drawn.items():
         for piece in _pieces(points):
             line = " ".join(f"{x(step)},{y(value)}" for step, value in piece)

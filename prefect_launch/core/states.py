@@ -10,6 +10,8 @@ from enum import Enum
 
 #: Key in the data of a failed item's state: the last line of its log, if the job itself is at fault.
 LAST_LINE = "last_line"
+#: Key in the data of an ended item's state: what its run has used, by the names of `prefect_launch.core.usage`.
+USAGE = "usage"
 
 
 class StateType(str, Enum):

@@ -23,6 +23,7 @@ from prefect_launch.agent.item.inputs import fetch_inputs
 from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.metrics import MetricsCollector
 from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_outputs, publish_outputs
+from prefect_launch.agent.item.usage import UsageCollector
 from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.client.api import Api
 from prefect_launch.client.background import FollowedRun, follower
@@ -127,8 +128,12 @@ async def _follow(
     shipper.follow()
     collector = MetricsCollector(session.server, flow_run_id, plan)
     collector.follow()
+    usage = UsageCollector(plan, runner, handle)
+    usage.follow()
 
     async def close(end: ExitStatus, *, timed_out: bool = False) -> None:
+        await usage.let_go()
+        end = usage.in_end(end)
         try:
             await shipper.finish()
         finally:
@@ -137,6 +142,7 @@ async def _follow(
         try:
             await _keep(session, flow_run_id, plan, end)
             await collector.finish()
+            await usage.finish(session.server, flow_run_id, usage.totals(end))
             outcome = outcome_of_run(plan, end, timed_out=timed_out)
             if outcome.state is not ItemState.COMPLETED:
                 await show_failure(session, flow_run_id, plan, end, outcome, await runner.image_of(handle))

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any, Final
 
@@ -46,6 +46,7 @@ class RunningItemSummary(BaseModel):
         id: of the item.
         name: of its run, cut when it is long.
         is_scheduler: whether it is a sweep, whose scheduler the agent runs.
+        usage: what its run uses now, by the names of `prefect_launch.core.usage`; empty: unknown.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,11 +54,13 @@ class RunningItemSummary(BaseModel):
     id: str
     name: str
     is_scheduler: bool = False
+    usage: dict[str, float] = Field(default_factory=dict)
 
     @classmethod
-    def of(cls, item: Item) -> RunningItemSummary:
-        """Make it of an item."""
-        return cls(id=str(item.id), name=item.name[:_NAME_CHARS], is_scheduler=is_scheduler(item))
+    def of(cls, item: Item, usage: Mapping[str, float] | None = None) -> RunningItemSummary:
+        """Make it of an item and what its run uses."""
+        name = item.name[:_NAME_CHARS]
+        return cls(id=str(item.id), name=name, is_scheduler=is_scheduler(item), usage=dict(usage or {}))
 
     @property
     def shown(self) -> str:
@@ -136,6 +139,12 @@ async def read_statuses(server: Server) -> dict[str, AgentStatus]:
             continue
         found[status.name] = status
     return found
+
+
+async def read_usage(server: Server) -> dict[str, dict[str, float]]:
+    """Read what runs use now, as their agents have posted it lately, by the ids of their items."""
+    statuses = (await read_statuses(server)).values()
+    return {one.id: one.usage for status in statuses for one in status.running if one.usage}
 
 
 class DrainRequest(BaseModel):

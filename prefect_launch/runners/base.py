@@ -32,6 +32,7 @@ from prefect_launch.jobs.model import SourceKind
 from prefect_launch.registries.base import Registry
 from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.option_values import Amount, Quantity, visible_gpus
+from prefect_launch.runners.usage import Usage
 from prefect_launch.spec.code_options import BuildRequest
 from prefect_launch.spec.item_outputs import ItemOutput
 from prefect_launch.spec.metric_pattern import MetricPattern
@@ -273,6 +274,7 @@ class ExitStatus(BaseModel):
     started_at: datetime | None = None
     ended_at: datetime | None = None
     peak_memory_bytes: int | None = Field(default=None, description="Largest resident memory seen, where it is known.")
+    cpu_seconds: float | None = Field(default=None, description="CPU time of all its processes, where it is known.")
     log_complete: bool = Field(default=True, description="False: what is left of its log is still with the run.")
     warnings: tuple[str, ...] = Field(default=(), description="What could not be kept, in words.")
     left_out: LeftOut = Field(default=LeftOut(), description="What its resource has not handed over of its outputs.")
@@ -397,6 +399,8 @@ class Runner(ABC):
     keeps_log_bytes: ClassVar[bool] = True
     #: Whether all that a job leaves in `$LAUNCH_OUTPUT_DIR` comes back by itself; else `outputs.json` alone does.
     returns_files: ClassVar[bool] = True
+    #: Whether it tells what a run uses of CPU and memory.
+    tells_usage: ClassVar[bool] = False
     #: Whether it sees what a job has changed in its code folder, and keeps what the plan says of that.
     keeps_code_changes: ClassVar[bool] = False
     #: How many of an agent's runs may wait in the resource's own queue without taking one of the agent's slots.
@@ -702,6 +706,10 @@ class Runner(ABC):
             LaunchError: when the run does not run, or nobody can look.
         """
         raise SpecError(f"No command can be run inside a run on the resource {self.name}: {self.no_exec}")
+
+    async def usage(self, handle: str) -> Usage | None:
+        """Return what a run uses now; None when it does not run, and where that is not told. Cheap."""
+        return None
 
     async def image_of(self, handle: str) -> str | None:
         """Return the image that a run was created from, by its digest; `None` where there are no images."""

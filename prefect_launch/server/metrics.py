@@ -11,6 +11,7 @@ from uuid import UUID
 
 from prefect_launch.core.metric_chart import metrics_markdown
 from prefect_launch.core.metrics import Metrics
+from prefect_launch.core.usage import usage_markdown
 from prefect_launch.server.items import RESULT
 
 if TYPE_CHECKING:
@@ -20,21 +21,31 @@ if TYPE_CHECKING:
 METRIC_LABEL: Final = "prefect-launch.metric"
 
 
-def metrics_key(item_id: UUID) -> str:
+#: Begins the keys of what a run reports, and of what was measured of it.
+METRICS: Final = "metrics"
+USAGE: Final = "usage"
+
+
+def metrics_key(item_id: UUID, kind: str = METRICS) -> str:
     """Return the key of the artifact that holds an item's metrics."""
-    return f"metrics-{item_id}"
+    return f"{kind}-{item_id}"
 
 
-async def read_metrics(server: Server, item_ids: Collection[UUID]) -> dict[UUID, Metrics]:
-    """Return the metrics of those of these items that have reported any, in one request for each hundred.
+async def read_metrics(server: Server, item_ids: Collection[UUID], kind: str = METRICS) -> dict[UUID, Metrics]:
+    """Return the metrics of those of these items that have any, in one request for each hundred.
 
     An artifact that holds something else, which a user may have put under the key, counts as missing.
+
+    Args:
+        server: the Prefect server.
+        item_ids: of the items.
+        kind: which metrics: those that a run reports, or its usage.
     """
-    found = await server.read_artifacts([metrics_key(item_id) for item_id in item_ids])
+    found = await server.read_artifacts([metrics_key(item_id, kind) for item_id in item_ids])
     read: dict[UUID, Metrics] = {}
     for item_id in item_ids:
         try:
-            read[item_id] = Metrics.load(found[metrics_key(item_id)])
+            read[item_id] = Metrics.load(found[metrics_key(item_id, kind)])
         except (KeyError, ValueError):
             continue
     return read
@@ -58,3 +69,11 @@ async def draw_metrics(
         data=metrics_markdown(metrics, run_id),
         artifact_id=artifact_id,
     )
+
+
+async def write_usage(server: Server, item_id: UUID, usage: Metrics, run_id: str) -> None:
+    """Write what a run has used, and its chart on the item's page."""
+    key = metrics_key(item_id, USAGE)
+    await server.put_artifact(item_id, key=key, kind=RESULT, data=usage.dump())
+    chart = usage_markdown(usage, run_id)
+    await server.put_artifact(item_id, key=f"usage-chart-{item_id}", kind="markdown", data=chart)

@@ -31,6 +31,7 @@ from prefect_launch.runners.docker.engine import (
     PathStat,
     TooLargeError,
 )
+from prefect_launch.runners.usage import Usage
 from prefect_launch.testing.script import Err, Script, ScriptedProcess
 
 
@@ -151,9 +152,9 @@ class InMemoryEngine(Engine):
         await one.ended.wait()
         return one.about if container_id in self.docker.containers else None
 
-    async def memory(self, container_id: str) -> int | None:
+    async def usage(self, container_id: str) -> Usage | None:
         one = self._find(container_id)
-        return one.script.memory_bytes if one is not None and one.about.status == "running" else None
+        return one.process.usage if one is not None and one.process is not None else None
 
     async def remove(self, container_id: str) -> None:
         self._docker()

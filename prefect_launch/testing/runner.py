@@ -8,7 +8,7 @@ are real files.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import ClassVar
 from anyio import to_thread
 
 from prefect_launch.agent.devices.allocations import Gpu
-from prefect_launch.agent.devices.gpus import GpuInfo
+from prefect_launch.agent.devices.gpus import GpuInfo, GpuLoad
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import InfrastructureError, UnreachableError
 from prefect_launch.jobs.model import SourceKind
@@ -34,6 +34,7 @@ from prefect_launch.runners.base import (
 )
 from prefect_launch.runners.code_changes import note_code, with_code_changes
 from prefect_launch.runners.log_streams import Marks
+from prefect_launch.runners.usage import Usage
 from prefect_launch.testing.script import Err, Script, ScriptedRun
 
 _OPTIONS = frozenset({"e", "env", "nice", "secret-option"})
@@ -97,6 +98,7 @@ class InMemoryRunner(Runner):
     options: ClassVar[frozenset[str]] = _OPTIONS
     uses_this_machine: ClassVar[bool] = True
     keeps_code_changes: ClassVar[bool] = True
+    tells_usage: ClassVar[bool] = True
 
     def __init__(self, home: Path, machine: InMemoryMachine | None = None) -> None:
         super().__init__(home)
@@ -173,6 +175,10 @@ class InMemoryRunner(Runner):
             run.process.kill(signal.SIGKILL)
         await run.process.wait()
 
+    async def usage(self, handle: str) -> Usage | None:
+        run = self.machine.runs.get(handle)
+        return run.process.usage if run is not None and run.process is not None else None
+
     async def find(self, labels: Mapping[str, str]) -> list[Found]:
         return [
             Found(handle=handle, state=run.state, labels=run.plan.labels, run_dir=run.plan.run_dir, name=handle)
@@ -209,6 +215,7 @@ class InMemoryGpus:
 
     Attributes:
         users: by a GPU's index, the ids of the processes that compute on it; set it as the test wants.
+        loads: how busy each is, by its index; set it as the test wants.
         reads: how often they were read.
         away: why the driver does not answer; set it as the test wants, an empty text for a driver that does.
     """
@@ -216,6 +223,7 @@ class InMemoryGpus:
     def __init__(self, count: int) -> None:
         self.gpus = tuple(Gpu(index=str(index), uuid=f"GPU-{index:08x}", name="Test GPU") for index in range(count))
         self.users: dict[str, tuple[int, ...]] = {}
+        self.loads: dict[str, GpuLoad] = {}
         self.reads = 0
         self.away = ""
 
@@ -225,3 +233,7 @@ class InMemoryGpus:
         if self.away:
             return GpuInfo(note=self.away, is_away=True)
         return GpuInfo(gpus=self.gpus, users=dict(self.users), note="" if self.gpus else "none in memory")
+
+    def read_loads(self, indexes: Collection[str]) -> Mapping[str, GpuLoad]:
+        """Look how busy some of them are."""
+        return {index: self.loads[index] for index in indexes if index in self.loads}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -12,6 +13,7 @@ import anyio
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.base import NEVER_STARTED, ExitStatus, RunPlan, nothing, signal_of
+from prefect_launch.runners.usage import Usage
 
 
 class Err(bytes):
@@ -31,7 +33,8 @@ class Script:
         code: files that it writes into its code folder, likewise.
         ignores_term: whether only a kill ends it.
         oom_killed: whether the kernel ends it because memory runs out.
-        memory_bytes: what it holds while it runs.
+        memory_bytes: what it holds while it runs; None: that is not told.
+        cpus: how many CPUs it keeps busy.
         missing: whether its program does not exist.
         waits_for: what its machine has to bring about first: `PULLING` or `BUILDING`.
         prepare_error, create_error, start_error: raised by that step of its runner.
@@ -46,6 +49,7 @@ class Script:
     ignores_term: bool = False
     oom_killed: bool = False
     memory_bytes: int | None = None
+    cpus: float = 0.0
     missing: bool = False
     waits_for: ItemState | None = None
     prepare_error: LaunchError | None = None
@@ -69,6 +73,7 @@ class ScriptedProcess:
         self._on_end = on_end
         self._ended = asyncio.Event()
         self._killed_with: int | None = None
+        self._began = time.monotonic()
         self._stopped = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -76,6 +81,13 @@ class ScriptedProcess:
     def signal(self) -> str | None:
         """The signal that ended it."""
         return signal_of(self.exit_code)
+
+    @property
+    def usage(self) -> Usage | None:
+        """What it uses; None when it does not run, or does not tell."""
+        if self.exit_code is not None or self._script.memory_bytes is None:
+            return None
+        return Usage(self._script.cpus * (time.monotonic() - self._began), self._script.memory_bytes)
 
     def kill(self, number: int) -> None:
         """Send it a signal: 9 ends it always, another one unless it ignores TERM."""

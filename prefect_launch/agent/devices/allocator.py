@@ -25,7 +25,7 @@ from prefect_launch.agent.devices.allocations import (
     DeviceRequest,
     read_device_request,
 )
-from prefect_launch.agent.devices.gpus import GpuInfo, GpuProbe, GpuWatch, NvmlProbe, names_of, read_capacity
+from prefect_launch.agent.devices.gpus import GpuInfo, GpuLoad, GpuProbe, GpuWatch, NvmlProbe, names_of, read_capacity
 from prefect_launch.agent.devices.wait_list import DeviceWaitList
 from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.core.names import short_id
@@ -193,6 +193,11 @@ class DeviceAllocator:
             self._allocations = self._allocations.holding(str(item_id), allocation)
         elif text:
             log.warning("%s its label %s is not one that an agent writes: %r", item_id, Labels.DEVICES, text)
+
+    async def loads_of(self, item_id: UUID) -> Mapping[str, GpuLoad]:
+        """Return how busy each GPU is that an item holds, by its index: no other item holds it."""
+        allocation = self._allocations.held.get(str(item_id))
+        return await self._gpus.read_loads(allocation.gpus) if allocation is not None and allocation.gpus else {}
 
     # --- for people ---
 

@@ -10,9 +10,9 @@ import asyncio
 import importlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,6 +25,8 @@ from prefect_launch.settings.agent_config import AUTO, NONE
 _IN_USE_BYTES: Final = 1024**3
 #: How long a read may take; the first one opens the connection, which takes a second on a GPU that nothing uses.
 READ_SECONDS: Final = 10.0
+_LOADS_SECONDS: Final = 2.0
+T = TypeVar("T")
 _NO_LIBRARY: Final = "nvidia-ml-py is not installed: pip install 'prefect-launch[gpu]'"
 _NO_DRIVER: Final = "this machine has no NVIDIA driver"
 _SILENT_DRIVER: Final = "this machine's NVIDIA driver does not answer"
@@ -48,11 +50,27 @@ class GpuInfo(BaseModel):
     is_away: bool = False
 
 
+class GpuLoad(NamedTuple):
+    """How busy a GPU is.
+
+    Attributes:
+        percent: of the time, lately.
+        memory_bytes: that are in use.
+    """
+
+    percent: float
+    memory_bytes: int
+
+
 class GpuProbe(Protocol):
     """Reads this machine's GPUs."""
 
     def read(self) -> GpuInfo:
         """Read them now. It may take some milliseconds. A machine without GPUs raises nothing."""
+        ...
+
+    def read_loads(self, indexes: Collection[str]) -> Mapping[str, GpuLoad]:
+        """Read how busy some of them are, those that tell it."""
         ...
 
 
@@ -79,6 +97,16 @@ class NvmlProbe:
                 return GpuInfo(note=_NO_DRIVER)
             return GpuInfo(note=f"{_SILENT_DRIVER}: {error}", is_away=True)
 
+    def read_loads(self, indexes: Collection[str]) -> Mapping[str, GpuLoad]:
+        """Read how busy some of the GPUs are that `read` has shown."""
+        nvml, found = self._nvml, {}
+        for index in indexes if nvml is not None else ():
+            with suppress(nvml.NVMLError):  # it is lost, or a part of a GPU, which does not tell it
+                handle = nvml.nvmlDeviceGetHandleByIndex(int(index))
+                percent = float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+                found[index] = GpuLoad(percent, int(nvml.nvmlDeviceGetMemoryInfo(handle).used))
+        return found
+
     def _close(self) -> None:
         nvml, self._nvml = self._nvml, None
         if nvml is not None:
@@ -98,6 +126,7 @@ class GpuWatch:
         self._probe = probe
         self._most_seconds = most_seconds
         self._reading: asyncio.Future[GpuInfo] | None = None
+        self._hangs: asyncio.Future[Mapping[str, GpuLoad]] | None = None
 
     async def read(self) -> GpuInfo:
         """Read the GPUs; a read that has not returned is waited for again, and no second one starts meanwhile."""
@@ -111,13 +140,24 @@ class GpuWatch:
             self._reading = None
         return reading.result()
 
+    async def read_loads(self, indexes: Collection[str]) -> Mapping[str, GpuLoad]:
+        """Read how busy some GPUs are; nothing while the driver hangs."""
+        if self._hangs is not None and not self._hangs.done():
+            return {}
+        self._hangs = None
+        loads = _on_daemon_thread(lambda: self._probe.read_loads(indexes))
+        done, _ = await asyncio.wait({loads}, timeout=min(_LOADS_SECONDS, self._most_seconds))
+        if not done:
+            self._hangs = loads
+        return loads.result() if done else {}
 
-def _on_daemon_thread(call: Callable[[], GpuInfo]) -> asyncio.Future[GpuInfo]:
+
+def _on_daemon_thread(call: Callable[[], T]) -> asyncio.Future[T]:
     """Make a call that may never return on a thread that does not keep the process from ending."""
     loop = asyncio.get_running_loop()
-    found: asyncio.Future[GpuInfo] = loop.create_future()
+    found: asyncio.Future[T] = loop.create_future()
 
-    def deliver(result: GpuInfo | None, error: Exception | None) -> None:
+    def deliver(result: T | None, error: Exception | None) -> None:
         if found.cancelled():
             return
         if error is not None:

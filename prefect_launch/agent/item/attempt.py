@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime, timezone
 from functools import partial
 from typing import Final, TypeVar
 from uuid import UUID
@@ -57,6 +58,7 @@ class Attempt:
         ownership: whether the item is still this agent's.
         facts: what is known about the attempt, for its failure report.
         warnings: what went wrong around the run; added to the message of its end.
+        totals: what the run has used, by name; added to the data of its end.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Attempt:
         self.ownership = Ownership(self.server, running_item, context)
         self.facts = Facts(agent=context.config.name, queue=running_item.queue, home=context.config.home)
         self.warnings: list[str] = []
+        self.totals: dict[str, float] = {}
         self.known_runner: Runner | None = None
         self.hooks = [hook(self) for hook in hooks]
 
@@ -186,6 +189,13 @@ class Attempt:
             if self.running.stop.is_set():
                 raise CancelledBeforeStartError
             raise NotNowError("Its agent was asked to stop its jobs while it waited in the cluster.")
+
+
+def seconds_running(item: Item) -> float | None:
+    """Return how long the run of an item has been running that was found again; None for one that was not."""
+    if item.state is None or item.state.type is not StateType.RUNNING or not item.state.timestamp:
+        return None
+    return max(0.0, (datetime.now(timezone.utc) - item.state.timestamp).total_seconds())
 
 
 async def until_running(attempt: Attempt) -> None:

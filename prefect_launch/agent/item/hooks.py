@@ -11,21 +11,21 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import datetime, timezone
 from functools import partial
 from typing import Final
 from uuid import UUID
 
-from prefect_launch.agent.item.attempt import Attempt, Hook
+from prefect_launch.agent.item.attempt import Attempt, Hook, seconds_running
 from prefect_launch.agent.item.failure_report import is_other_image
 from prefect_launch.agent.item.inputs import fetch_inputs
 from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.metrics import CollectMetrics
 from prefect_launch.agent.item.outcome import Outcome, at_its_limit
 from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_outputs, publish_outputs
+from prefect_launch.agent.item.usage import MeasureUsage
 from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.core.filesystem import remove_tree
-from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.core.states import ItemState
 from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.core.units import format_duration
 from prefect_launch.errors import LaunchError
@@ -226,10 +226,7 @@ class Stopping(Hook):
 
 def seconds_left(item: Item, timeout: float | None) -> float | None:
     """Return what is left of a run's time limit, in seconds; one that was found again has used some of it."""
-    if timeout is None or item.state is None or item.state.type is not StateType.RUNNING or not item.state.timestamp:
-        return timeout
-    used = (datetime.now(timezone.utc) - item.state.timestamp).total_seconds()
-    return max(0.0, timeout - max(0.0, used))
+    return None if timeout is None else max(0.0, timeout - (seconds_running(item) or 0.0))
 
 
 async def warn_of_other_image(server: Server, item_id: UUID, plan: RunPlan, image: str | None) -> None:
@@ -261,4 +258,5 @@ HOOKS: Final[tuple[Callable[[Attempt], Hook], ...]] = (
     ShipLog,
     KeepOutputs,
     CollectMetrics,
+    MeasureUsage,
 )

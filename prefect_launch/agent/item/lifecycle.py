@@ -203,6 +203,7 @@ class ItemLifecycle:
             if end.succeeded:  # Or an agent that died was about to, and it came to its end before.
                 end = end.model_copy(update={"stopped": False})
         outcome = (decided[0] if decided else outcome_of_exit(end)).with_notes(attempt.warnings)
+        outcome = outcome.with_usage(attempt.totals)
         ended = await self._cleanup.end(outcome, StateType.RUNNING)
         await self._cleanup.remove(end)
         return ended

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prefect_launch.core.filesystem import FREE_DISK_ADVICE as DISK_FULL_STEP
 from prefect_launch.core.filesystem import is_disk_full, says_disk_full
-from prefect_launch.core.states import ItemState
+from prefect_launch.core.states import USAGE, ItemState
 from prefect_launch.core.units import format_duration
 from prefect_launch.errors import (
     BuildDiskError,
@@ -61,6 +61,10 @@ class Outcome(BaseModel):
     def with_notes(self, notes: Sequence[str]) -> Outcome:
         """Return the same end with what went wrong around the run."""
         return self.model_copy(update={"message": f"{self.message} Note: {' '.join(notes)}"}) if notes else self
+
+    def with_usage(self, totals: Mapping[str, float]) -> Outcome:
+        """Return the same end with what the run has used, by name."""
+        return self.model_copy(update={"data": {**(self.data or {}), USAGE: dict(totals)}}) if totals else self
 
     def not_again(self, why: str) -> Outcome:
         """Return the same end as one that no retry follows, with the reason."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -53,6 +53,7 @@ class RunningItem:
         goes_back: whether it has gone back into its queue, for another attempt.
         plan: of its attempt, once it is known; it masks the attempt's secrets in what is reported of the item.
         ended: is set when its work here is over, whatever came of it.
+        usage: what its run uses now, by name; empty while that is not known.
     """
 
     item: Item
@@ -72,6 +73,7 @@ class RunningItem:
     goes_back: bool = False
     plan: RunPlan | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    usage: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def id(self) -> UUID:
@@ -81,6 +83,10 @@ class RunningItem:
     def masked(self, text: str) -> str:
         """Return a text without the secrets of the attempt."""
         return text if self.plan is None else self.plan.mask.text(text)
+
+    def note_usage(self, usage: Mapping[str, float]) -> None:
+        """Remember what its run uses now."""
+        self.usage = usage
 
     @property
     def thread_id(self) -> str:

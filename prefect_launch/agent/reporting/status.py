@@ -1,7 +1,8 @@
 """Heartbeats and status of an agent, and the drain request that it reads from the server.
 
-The status is written only when it has changed, and every few seconds at most: an idle agent writes nothing. The drain
-request is read once a poll interval, and at an event of the server's.
+The status is written only when it has changed, and every few seconds at most: an idle agent writes nothing. It says
+what the runs use, as it was seen within the last 15 s: one write for all of them. The drain request is read once a poll
+interval, and at an event of the server's.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
+from uuid import UUID
 
 import anyio
 
@@ -81,6 +83,8 @@ async def send_heartbeats(server: Server, presence: Presence, items: Callable[[]
 
 #: The shortest time between two notices.
 WRITE_SECONDS: Final = 4.0
+#: From one look at what the runs use to the next: it changes all the time.
+USAGE_SECONDS: Final = 15.0
 #: Not at once: what it says is no hurry, and while an item starts the server has better to do.
 _CHECK_SECONDS: Final = 1.0
 #: What the server gets to take the last words of an agent that leaves.
@@ -101,11 +105,12 @@ class Reporter:
         self._server: Server = agent.context.session.server
         self._name = agent.config.name
         self._changed = WakeEvent()
+        self._usage: dict[UUID, Mapping[str, float]] = {}
 
     def current_status(self, state: str | None = None) -> AgentStatus:
         """Return how the agent is now."""
         agent = self._agent
-        items = agent.running_items.items
+        items = agent.running_items.entries
         usual = "draining" if agent.shutdown.draining else "running" if items else "polling"
         return AgentStatus(
             name=self._name,
@@ -114,7 +119,7 @@ class Reporter:
             slots=_finite(agent.config.max_jobs),
             max_schedulers=_finite(agent.config.max_schedulers),
             state=state or usual,
-            running=tuple(RunningItemSummary.of(item) for item in items),
+            running=tuple(RunningItemSummary.of(one.item, self._usage.get(one.id, {})) for one in items),
             in_work=agent.num_running_jobs,
             schedulers=agent.num_running_schedulers,
             waits={str(one.item_id): one.reason for one in agent.context.devices.wait_list.waiting},
@@ -127,8 +132,11 @@ class Reporter:
 
     async def post(self) -> None:
         """Post its status whenever it has changed; never returns."""
-        posted, due = None, 0.0
+        posted, due, usage_due = None, 0.0, 0.0
         while True:
+            if time.monotonic() >= usage_due:
+                self._usage = {one.id: one.usage for one in self._agent.running_items.entries}
+                usage_due = time.monotonic() + USAGE_SECONDS
             now = self.current_status()
             if now != posted and time.monotonic() >= due:
                 with unless_away(log, "status not posted"):

@@ -51,6 +51,7 @@ from prefect_launch.runners.docker.engine import (
     PathStat,
     TooLargeError,
 )
+from prefect_launch.runners.usage import Usage
 
 log = logging.getLogger(__name__)
 
@@ -198,16 +199,17 @@ def read_listed(found: Mapping[str, Any]) -> Container:
     )
 
 
-def read_memory(found: Mapping[str, Any]) -> int | None:
-    """Read what a container's processes hold, as `docker stats` counts it: what the kernel can drop of files at once is
-    left out. None for a container that does not run."""
+def read_usage(found: Mapping[str, Any]) -> Usage | None:
+    """Read what a container's processes use, as `docker stats` counts it: of memory, what the kernel can drop of files
+    at once is left out. None for a container that does not run."""
     memory = found.get("memory_stats") or {}
     if not memory.get("usage"):
         return None
     parts = memory.get("stats") or {}
     # The kernel's first version of control groups, and its second.
     droppable = parts.get("total_inactive_file", parts.get("inactive_file", 0))
-    return int(memory["usage"] - min(droppable, memory["usage"]))
+    nanoseconds = found.get("cpu_stats", {}).get("cpu_usage", {}).get("total_usage", 0)
+    return Usage(nanoseconds / 1e9, int(memory["usage"] - min(droppable, memory["usage"])))
 
 
 def _time(text: str | None) -> datetime | None:
@@ -506,11 +508,11 @@ class DockerEngine(Engine):
                         return container.model_copy(update={"oom_killed": container.oom_killed or news.oom})
                 await news.wait(pause)
 
-    async def memory(self, container_id: str) -> int | None:
-        def memory(client: Any) -> int | None:
-            return read_memory(_or_none(client.stats, container_id, stream=False, one_shot=True) or {})
+    async def usage(self, container_id: str) -> Usage | None:
+        def usage(client: Any) -> Usage | None:
+            return read_usage(_or_none(client.stats, container_id, stream=False, one_shot=True) or {})
 
-        return await self._call(memory)
+        return await self._call(usage)
 
     async def remove(self, container_id: str) -> None:
         self._killed_here.discard(container_id)

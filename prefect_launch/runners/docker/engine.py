@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.errors import InfrastructureError, LaunchError
 from prefect_launch.registries.base import Credentials
+from prefect_launch.runners.usage import Usage
 
 
 class NameTakenError(InfrastructureError):
@@ -186,8 +187,8 @@ class Engine(ABC):
         through."""
 
     @abstractmethod
-    async def memory(self, container_id: str) -> int | None:
-        """Return how many bytes the processes of a container hold now; None when it does not run."""
+    async def usage(self, container_id: str) -> Usage | None:
+        """Return what the processes of a container use; None when it does not run."""
 
     @abstractmethod
     async def remove(self, container_id: str) -> None:

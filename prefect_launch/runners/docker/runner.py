@@ -12,17 +12,15 @@ import asyncio
 import logging
 import posixpath
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import anyio
 
 from prefect_launch.core.output_limits import LeftOut
 from prefect_launch.core.states import ItemState
-from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.errors import InfrastructureError, LaunchError, SpecError, UnreachableError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.registries.base import Registry
@@ -65,6 +63,7 @@ from prefect_launch.runners.docker.options import (
     resolve_binds,
 )
 from prefect_launch.runners.option_values import CONTAINER_QUANTITIES, Quantity, written_ids
+from prefect_launch.runners.usage import Usage
 
 #: How long no pull by that digest is tried again: an engine takes 15 s to give up on a registry that it cannot reach.
 PULL_BACKOFF_SECONDS = 300.0
@@ -143,45 +142,6 @@ class ContainerImages:
         self._backoff_until[name] = now + PULL_BACKOFF_SECONDS
 
 
-# --- peak memory, sampled: the engine does not keep it once the container has ended ---
-
-_FIRST_SECONDS: Final = 0.5
-_MAX_SECONDS: Final = 10.0
-
-
-class PeakMemory:
-    """One container's samples.
-
-    Attributes:
-        seen_bytes: the largest; `None` while there is none.
-    """
-
-    def __init__(self) -> None:
-        self.seen_bytes: int | None = None
-
-    async def sample(self, engine: Engine, container_id: str) -> None:
-        """Take samples, until cancelled."""
-        pause = _FIRST_SECONDS
-        while True:
-            await anyio.sleep(pause)
-            pause = min(pause * 2, _MAX_SECONDS)
-            try:
-                now = await engine.memory(container_id)
-            except InfrastructureError:
-                continue  # The engine is away, or does not count memory: the wait for the end reports it.
-            if now is not None:
-                self.seen_bytes = max(now, self.seen_bytes or 0)
-
-
-@asynccontextmanager
-async def sampled_memory(engine: Engine, container_id: str) -> AsyncIterator[PeakMemory]:
-    """Sample a container's memory for as long as the block lasts."""
-    peak = PeakMemory()
-    async with OwnedTasks() as beside:
-        beside.start(f"memory of {container_id[:12]}", lambda: peak.sample(engine, container_id))
-        yield peak
-
-
 # --- exit status ---
 
 
@@ -191,7 +151,6 @@ def exit_of(
     stopped: bool,
     log_complete: bool,
     left_out: LeftOut,
-    peak_memory_bytes: int | None,
     warnings: tuple[str, ...],
 ) -> ExitStatus:
     """Say how a container ended; `None` stands for one that is gone."""
@@ -201,7 +160,6 @@ def exit_of(
             stopped=stopped,
             error="the container was removed by somebody else while it ran, and its exit code with it",
             log_complete=log_complete,
-            peak_memory_bytes=peak_memory_bytes,
         )
     error = None
     if container.failed_to_start:
@@ -216,7 +174,6 @@ def exit_of(
         error=error,
         started_at=container.started_at,
         ended_at=container.ended_at,
-        peak_memory_bytes=peak_memory_bytes,
         log_complete=log_complete,
         left_out=left_out,
         warnings=warnings,
@@ -252,6 +209,7 @@ class LocalContainerRunner(Runner):
     quantities: ClassVar[Mapping[str, Quantity]] = CONTAINER_QUANTITIES
     uses_this_machine: ClassVar[bool] = True
     keeps_code_changes: ClassVar[bool] = True
+    tells_usage: ClassVar[bool] = True
 
     def __init__(self, home: Path, engine: Engine | None = None) -> None:
         super().__init__(home)
@@ -350,8 +308,7 @@ class LocalContainerRunner(Runner):
         copier = LogCopier(self._engine, handle, plan.log_path)
         copier.start()
         try:
-            async with sampled_memory(self._engine, handle) as memory:
-                container = await self._engine.ended(handle)
+            container = await self._engine.ended(handle)
             ended()
             await anyio.to_thread.run_sync(copier.finish, _LOG_END_SECONDS)
         finally:
@@ -370,7 +327,6 @@ class LocalContainerRunner(Runner):
             stopped=await _was_stopped(plan.run_dir),
             log_complete=not copier.problem,
             left_out=left_out,
-            peak_memory_bytes=memory.seen_bytes,
             warnings=tuple(warnings),
         )
         if container is None:
@@ -412,6 +368,9 @@ class LocalContainerRunner(Runner):
             )
         terminal = ["--tty"] if has_terminal else []
         return ExecPlan(argv=(*self._engine.client_program(), "exec", "--interactive", *terminal, handle, *command))
+
+    async def usage(self, handle: str) -> Usage | None:
+        return await self._engine.usage(handle)
 
     async def image_of(self, handle: str) -> str | None:
         if handle in self._images_used:

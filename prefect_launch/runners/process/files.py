@@ -122,6 +122,7 @@ def _exit(written: dict[str, Any]) -> ExitStatus:
         started_at=_time(written.get("started_at")),
         ended_at=_time(written.get("ended_at")),
         peak_memory_bytes=written.get("peak_memory_bytes"),
+        cpu_seconds=written.get("cpu_seconds"),
     )
 
 

@@ -56,6 +56,8 @@ from prefect_launch.runners.process import supervisor
 from prefect_launch.runners.process.files import RunFolder
 from prefect_launch.runners.process.forkserver import ForkServer
 from prefect_launch.runners.process.process_index import ProcessIndex, machine
+from prefect_launch.runners.process.usage import usage_below
+from prefect_launch.runners.usage import Usage
 
 #: `env`: variables for the job, a mapping or a list of "NAME=value". `nice`: 0 (default) to 19. `gpus`: "all", a count,
 #: or ids; the agent gives the job GPUs of its own. `cpus`, `memory`: what the job will take, by which the agent decides
@@ -91,6 +93,7 @@ class LocalProcessRunner(Runner):
     quantities: ClassVar[Mapping[str, Quantity]] = PROCESS_QUANTITIES
     uses_this_machine: ClassVar[bool] = True
     keeps_code_changes: ClassVar[bool] = True
+    tells_usage: ClassVar[bool] = True
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
@@ -201,6 +204,9 @@ class LocalProcessRunner(Runner):
     async def exec_plan(self, handle: str, command: Sequence[str], *, has_terminal: bool) -> ExecPlan:
         return await anyio.to_thread.run_sync(_exec_plan, RunFolder(Path(handle)), command)
 
+    async def usage(self, handle: str) -> Usage | None:
+        return await anyio.to_thread.run_sync(_usage, RunFolder(Path(handle)))
+
     async def remove(self, handle: str) -> None:
         await anyio.to_thread.run_sync(self._remove, RunFolder(Path(handle)))
 
@@ -275,6 +281,11 @@ class LocalProcessRunner(Runner):
         if folder.state is RunState.RUNNING:
             raise InfrastructureError(f"The run in {folder.path} still runs, so it is not removed. Stop it first.")
         self._index.remove(folder)
+
+
+def _usage(folder: RunFolder) -> Usage | None:
+    pid = folder.supervisor_pid()
+    return None if pid is None else usage_below(pid)
 
 
 def _job_variables(plan: RunPlan, venv: Venv | None) -> dict[str, str]:

@@ -54,6 +54,7 @@ class Job:
         self.log = log
         self.status: int | None = None
         self.peak_memory_bytes = 0
+        self.cpu_seconds = 0.0
         self.kill_at: float | None = None
         self.killed_by_us = False
 
@@ -67,6 +68,7 @@ class Job:
             if pid == 0:
                 return True
             self.peak_memory_bytes = max(self.peak_memory_bytes, usage.ru_maxrss * 1024)
+            self.cpu_seconds += usage.ru_utime + usage.ru_stime
             if pid == self.pid:
                 self.status = status
 
@@ -229,6 +231,7 @@ def outcome(job: Job, kills_before: int) -> Json:
         "oom_killed": killed and out_of_memory_kills() > kills_before,
         "stopped": stopped,
         "peak_memory_bytes": job.peak_memory_bytes,
+        "cpu_seconds": round(job.cpu_seconds, 3),
     }
 
 

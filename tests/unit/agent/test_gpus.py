@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Collection, Mapping
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from prefect_launch.agent.devices.gpus import GpuInfo, GpuWatch, NvmlProbe, read_capacity
+from prefect_launch.agent.devices.gpus import GpuInfo, GpuLoad, GpuWatch, NvmlProbe, read_capacity
 from prefect_launch.errors import AgentConfigError
 from prefect_launch.settings.agent_config import parse_agent_config
 from prefect_launch.testing import InMemoryGpus
@@ -89,7 +90,7 @@ def test_card_that_fell_off_the_bus_leaves_the_others_to_be_seen(monkeypatch: py
 
 
 async def test_driver_that_hangs_is_away_and_asked_by_one_thread_at_a_time() -> None:
-    answers, calls = threading.Event(), []
+    answers, calls, loads = threading.Event(), list[int](), list[int]()
 
     class Hangs:
         def read(self) -> GpuInfo:
@@ -97,13 +98,20 @@ async def test_driver_that_hangs_is_away_and_asked_by_one_thread_at_a_time() -> 
             answers.wait(60)
             return GpuInfo(note="it is back")
 
+        def read_loads(self, indexes: Collection[str]) -> Mapping[str, GpuLoad]:
+            loads.append(1)
+            answers.wait(60)
+            return dict.fromkeys(indexes, GpuLoad(7, 9))
+
     watch = GpuWatch(Hangs(), most_seconds=0.05)
     for _ in range(3):
         seen = await watch.read()
         assert (seen.is_away, "does not answer within 0.05 s" in seen.note) == (True, True)
-    assert len(calls) == 1
+        assert await watch.read_loads(["0"]) == {}
+    assert (len(calls), len(loads)) == (1, 1)
     answers.set()
     await eventually(watch.read, lambda seen: seen.note == "it is back")
+    await eventually(lambda: watch.read_loads(["0"]), lambda seen: seen == {"0": (7, 9)})
 
 
 def test_cards_are_shown_with_the_processes_that_compute_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +139,22 @@ def test_driver_that_goes_away_and_comes_back_is_asked_anew(monkeypatch: pytest.
     library.nvmlDeviceGetCount = count
     assert len(probe.read().gpus) == 1
     assert len(opened) == 2
+
+
+def test_load_of_a_card_is_read_and_one_that_does_not_tell_it_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    library: Any = nvml({0: [], 1: []}, used=5)
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    probe = NvmlProbe()
+    assert probe.read_loads(["0"]) == {}  # No connection yet.
+    probe.read()
+
+    def rates(index: int) -> SimpleNamespace:
+        if index:
+            raise NvmlError("Not Supported")
+        return SimpleNamespace(gpu=87)
+
+    library.nvmlDeviceGetUtilizationRates = rates
+    assert probe.read_loads(["0", "1"]) == {"0": (87, 5)}
 
 
 @pytest.mark.parametrize(("used", "users"), [(400 * 1024**2, {}), (2 * 1024**3, {"0": (0,)})])
