@@ -13,7 +13,7 @@ from benchmarks.place import Place, open_place
 
 NAMES = (
     *("imports", "start", "dispatch", "throughput", "agents", "cancel", "restart", "memory", "enqueue", "builds"),
-    *("sweep", "metrics", "clusters"),
+    *("sweep", "metrics", "usage", "clusters"),
 )
 #: What `clusters` consists of; each can be measured by itself.
 CLUSTERS = tuple(f"clusters-{name}" for name in ("memory", "kubernetes", "slurm", "ray", "prefect"))

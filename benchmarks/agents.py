@@ -1,6 +1,6 @@
 """An agent in a process of its own, as `prefect-launch agent start` runs it, or as the flow `launch-agent`.
 
-Run as `python -m benchmarks.agents loop|flow CONFIG_JSON` it is that process.
+Run as `python -m benchmarks.agents loop|flow|unsampled CONFIG_JSON` it is that process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ def config_of(queue: str, *, max_jobs: int, name: str = "bench", **more: Any) ->
 
 @contextmanager
 def running_agent(
-    place: Place, queue: str, *, max_jobs: int, in_flow: bool = False, name: str = "bench", **more: Any
+    place: Place,
+    queue: str,
+    *,
+    max_jobs: int,
+    in_flow: bool = False,
+    samples: bool = True,
+    name: str = "bench",
+    **more: Any,
 ) -> Iterator[ChildProcess]:
     """Run an agent for as long as the block lasts; it is forked where the benchmarks are to be quick.
 
@@ -34,11 +41,12 @@ def running_agent(
         queue: the agent's queue.
         max_jobs: how many items it works on at a time.
         in_flow: as the body of the flow `launch-agent`, its items being task runs.
+        samples: whether it looks at what its runs use.
         name: beginning of its name.
         more: further settings.
     """
     config = config_of(queue, max_jobs=max_jobs, name=name, **more)
-    front = "flow" if in_flow else "loop"
+    front = "flow" if in_flow else "loop" if samples else "unsampled"
     arguments, log = [front, json.dumps(config)], place.folder / f"agent-{config['name']}.log"
     if place.quick:
         forked = place.forked_agents.start(arguments, cwd=place.folder, environment=os.environ, out=log)
@@ -57,8 +65,12 @@ def main() -> None:
     from prefect_launch.agent import create_and_run_agent
     from prefect_launch.agent.entry.flow import launch_agent
     from prefect_launch.client.api import Api
+    from prefect_launch.runners.docker.runner import LocalContainerRunner
+    from prefect_launch.runners.process.runner import LocalProcessRunner
 
     front, config = sys.argv[1], json.loads(sys.argv[2])
+    if front == "unsampled":
+        LocalProcessRunner.tells_usage = LocalContainerRunner.tells_usage = False
     try:
         if front == "flow":
             asyncio.run(launch_agent(config))

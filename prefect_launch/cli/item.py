@@ -8,7 +8,7 @@ from uuid import UUID
 
 import typer
 
-from prefect_launch.cli import item_change, item_files, item_logs, item_wait
+from prefect_launch.cli import item_change, item_files, item_logs, item_top, item_wait
 from prefect_launch.cli.item_compare import compare
 from prefect_launch.cli.item_exec import exec_, shell
 from prefect_launch.cli.item_list import list_
@@ -134,6 +134,7 @@ app.command(
 app.command(epilog=examples("prefect-launch item outputs 1a2b3c4d"))(item_files.outputs)
 app.command(epilog=examples("prefect-launch item download 1a2b3c4d 'checkpoints/**' -o results"))(item_files.download)
 app.command("open")(item_files.open_)
+app.command(epilog=examples("prefect-launch item top 1a2b3c4d"))(item_top.top)
 
 app.command(
     "exec",

@@ -15,14 +15,17 @@ from prefect_launch.cli import queue as queue_commands
 from prefect_launch.cli.options import single
 from prefect_launch.cli.output import print_table, table_of
 from prefect_launch.cli.process import connected
+from prefect_launch.cli.usage_view import usage_cells
 from prefect_launch.core.states import ACTIVE
 from prefect_launch.core.terminal import printable, unguarded_stdout
+from prefect_launch.queues.agent_status import usage_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import Console, RenderableType
 
+    from prefect_launch.cli.output import Column
     from prefect_launch.client.api import Api
     from prefect_launch.client.run_queue import RunQueue
     from prefect_launch.client.runs_table import Run
@@ -112,7 +115,7 @@ def screen(overview: Overview, width: int, height: int) -> RenderableType:
 
     devices = _devices(overview)
     left = max(1, height - len(overview.queues) - len(overview.agents) - len(devices) - _SPARE_LINES)
-    columns, rows = item_list.cells_of(overview.runs[:left], _COLUMNS)
+    columns, rows = _runs(overview, left)
     more = len(overview.runs) - left
     return Group(
         table_of(queue_commands.COLUMNS, [queue_commands.row_of(*pair) for pair in overview.queues], width),
@@ -123,6 +126,17 @@ def screen(overview: Overview, width: int, height: int) -> RenderableType:
         table_of(columns, rows, width),
         Text(f"… and {more:,} more" if more > 0 else "", style="dim"),
     )
+
+
+def _runs(overview: Overview, most: int = _MOST) -> tuple[list[Column], list[list[object]]]:
+    """Return the columns and the rows of the table of runs, with what they use before their messages."""
+    runs = overview.runs[:most]
+    usages = usage_in(overview.agents)
+    columns, rows = item_list.cells_of(runs, _COLUMNS)
+    more, cells = usage_cells([usages.get(run.handle.id, {}) for run in runs])
+    return [*columns[:-1], *more, columns[-1]], [
+        [*row[:-1], *used, row[-1]] for row, used in zip(rows, cells, strict=True)
+    ]
 
 
 def _devices(overview: Overview) -> list[str]:
@@ -139,4 +153,4 @@ def _print(overview: Overview) -> None:
     for line in _devices(overview):
         typer.echo(printable(line))
     typer.echo()
-    item_list.print_runs(overview.runs, _COLUMNS, empty="Nothing runs.")
+    print_table(*_runs(overview), empty="Nothing runs.")

@@ -27,10 +27,12 @@ class Axis(NamedTuple):
     Attributes:
         name: of the axis.
         label: writes a step.
+        base: a value that each chart shows; infinite: none.
     """
 
     name: str = "step"
     label: Callable[[int], str] = str
+    base: float = math.inf
 
 
 _STEPS: Final = Axis()
@@ -98,7 +100,7 @@ def line_colour(place: int) -> str:
 
 def _chart(name: str, lines: Mapping[str, Series], axis: Axis) -> str:
     drawn = {place: _fewer(series.points()) for place, series in enumerate(lines.values()) if series.last is not None}
-    low = min((_finite(series.low, math.inf) for series in lines.values()), default=0.0)
+    low = min(axis.base, *(_finite(series.low, math.inf) for series in lines.values()))
     high = max((_finite(series.high, -math.inf) for series in lines.values()), default=0.0)
     low, high = (low, high) if low <= high else (0.0, 0.0)
     first = min(points[0][0] for points in drawn.values())

@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Final
 
 from prefect_launch.core.metric_chart import Axis, lines_svg
-from prefect_launch.core.metrics import Metrics, Point, Series, format_number
+from prefect_launch.core.metrics import Metrics, Point, Series
 from prefect_launch.core.svg import markdown_image
-from prefect_launch.core.units import counted, format_duration, format_size
+from prefect_launch.core.units import format_duration, format_size
 
 #: Histories: CPUs that are busy, bytes of memory; of each GPU, percent of the time and bytes.
 CPUS: Final = "cpus"
@@ -29,6 +29,15 @@ PEAK_GPU_MEMORY: Final = "peak_gpu_memory_bytes"
 CPUS_ASKED: Final = "cpus_asked"
 MEMORY_ASKED: Final = "memory_asked_bytes"
 
+#: The totals that stand for the samples of a run that has ended.
+_OF_TOTALS: Final[Mapping[str, str]] = {
+    CPUS: MEAN_CPUS,
+    MEMORY: PEAK_MEMORY,
+    GPU: MEAN_GPU,
+    GPU_MEMORY: PEAK_GPU_MEMORY,
+    CPUS_ASKED: CPUS_ASKED,
+    MEMORY_ASKED: MEMORY_ASKED,
+}
 _TITLES: Final[Mapping[str, str]] = {CPUS: "CPUs", MEMORY: "Memory", GPU: "GPU use, %", GPU_MEMORY: "GPU memory"}
 _SIZES: Final = (MEMORY, GPU_MEMORY)
 _MIB: Final = 1024**2
@@ -59,6 +68,11 @@ def present(values: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
+def as_present(totals: Mapping[str, float]) -> dict[str, float]:
+    """Return the totals of a run as a sample of it: the mean of CPUs and GPUs, the peak of memory."""
+    return {name: totals[total] for name, total in _OF_TOTALS.items() if total in totals}
+
+
 def gpu_totals(histories: Mapping[str, Series]) -> dict[str, float]:
     """Return the totals of a run's GPUs; empty where it had none."""
     loads = [mean(series.points()) for name, series in histories.items() if _kind(name) == GPU]
@@ -72,7 +86,7 @@ def totals_in_words(totals: Mapping[str, float]) -> str:
     if PEAK_MEMORY in totals:
         words.append(f"{memory_in_words(totals[PEAK_MEMORY], totals.get(MEMORY_ASKED))} of memory at most")
     if MEAN_CPUS in totals:
-        words.append(f"{cpus_in_words(totals[MEAN_CPUS], totals.get(CPUS_ASKED))} on average")
+        words.append(f"{_cpus(totals[MEAN_CPUS], totals.get(CPUS_ASKED))} on average")
     if MEAN_GPU in totals:
         words.append(f"its GPUs {totals[MEAN_GPU]:.0f} % of the time")
     if PEAK_GPU_MEMORY in totals:
@@ -82,7 +96,7 @@ def totals_in_words(totals: Mapping[str, float]) -> str:
 
 def present_in_words(values: Mapping[str, float]) -> str:
     """Say what a run uses now: `1.9 of 4 CPUs, 3.1 of 8.0 GiB of memory`."""
-    words = [cpus_in_words(values[CPUS], values.get(CPUS_ASKED))] if CPUS in values else []
+    words = [_cpus(values[CPUS], values.get(CPUS_ASKED))] if CPUS in values else []
     words += [f"{memory_in_words(values[MEMORY], values.get(MEMORY_ASKED))} of memory"] if MEMORY in values else []
     words += [f"its GPUs {values[GPU]:.0f} % of the time"] if GPU in values else []
     words += [f"{format_size(int(values[GPU_MEMORY]))} of GPU memory"] if GPU_MEMORY in values else []
@@ -98,9 +112,15 @@ def memory_in_words(size: float, asked: float | None = None) -> str:
     return f"{used.removesuffix(f' {of.split()[1]}')} of {of}"
 
 
-def cpus_in_words(cpus: float, asked: float | None = None) -> str:
-    """Say how many CPUs are used, of how many that were asked for: `1.9 of 4 CPUs`."""
-    return f"{cpus:.2g} of {counted(asked, 'CPU')}" if asked else counted(float(f"{cpus:.2g}"), "CPU")
+def number_in_words(cpus: float, asked: float | None = None) -> str:
+    """Say how many CPUs are used, of how many that were asked for: `1.9 of 4`."""
+    used = f"{cpus:.1f}".removesuffix(".0") if cpus >= 1 else f"{cpus:.2g}"
+    return f"{used} of {asked:g}" if asked else used
+
+
+def _cpus(cpus: float, asked: float | None) -> str:
+    words = number_in_words(cpus, asked)
+    return f"{words} CPU{'' if words.split()[-1] == '1' else 's'}"
 
 
 def usage_markdown(usage: Metrics, run_id: str) -> str:
@@ -115,9 +135,9 @@ def usage_markdown(usage: Metrics, run_id: str) -> str:
         kind = _kind(name)
         if series.last is not None:
             charts.setdefault(_TITLES[kind], {})[name] = series
-    lines = [f"## CPU, memory and GPUs of run `{run_id}`", "", f"It used {totals_in_words(usage.outputs)}.", ""]
-    drawn = lines_svg(dict(_in_units(charts)), Axis("time", format_duration))
-    lines += [markdown_image(drawn, "Charts of CPU, memory and GPUs by the time of the run"), ""]
+    lines = [f"## What run `{run_id}` has used", "", f"{totals_in_words(usage.outputs)}.", ""]
+    drawn = lines_svg(dict(_in_units(charts)), Axis("time", format_duration, base=0.0))
+    lines += [markdown_image(drawn, "Charts of what it used by the time of the run"), ""]
     lines += ["| | Mean | Highest | Last |", "|---|---|---|---|"]
     lines += [_row(name, series) for name, series in usage.series.items()]
     return "\n".join(lines) + "\n"
@@ -149,7 +169,7 @@ def _scaled(series: Series, size: int) -> Series:
 
 def _row(name: str, series: Series) -> str:
     ends = [mean(series.points()), *(end[1] for end in (series.high, series.last) if end is not None)]
-    words = [format_size(int(value)) if _kind(name) in _SIZES else format_number(value) for value in ends]
+    words = [format_size(int(value)) if _kind(name) in _SIZES else number_in_words(value) for value in ends]
     index = name.removeprefix(_kind(name))
     label = _TITLES[_kind(name)].replace("GPU", f"GPU{index}", 1)
     return f"| {label} | {' | '.join(words)} |"

@@ -143,7 +143,11 @@ async def read_statuses(server: Server) -> dict[str, AgentStatus]:
 
 async def read_usage(server: Server) -> dict[str, dict[str, float]]:
     """Read what runs use now, as their agents have posted it lately, by the ids of their items."""
-    statuses = (await read_statuses(server)).values()
+    return usage_in((await read_statuses(server)).values())
+
+
+def usage_in(statuses: Iterable[AgentStatus]) -> dict[str, dict[str, float]]:
+    """Return what runs use now, by the ids of their items."""
     return {one.id: one.usage for status in statuses for one in status.running if one.usage}
 
 

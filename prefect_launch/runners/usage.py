@@ -11,7 +11,9 @@ class Usage(NamedTuple):
     Attributes:
         cpu_seconds: CPU time since its start, of all its processes.
         memory_bytes: what its processes hold now.
+        cost_seconds: the CPU time that this look at it has taken.
     """
 
     cpu_seconds: float
     memory_bytes: int
+    cost_seconds: float = 0.0

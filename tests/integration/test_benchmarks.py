@@ -53,11 +53,17 @@ def test_benchmarks_print_a_row_for_each_figure(bench: Bench) -> None:
 
 @pytest.mark.engine
 def test_benchmarks_of_agents_print_a_row_for_each_figure(bench: Bench, engine: DockerEngine) -> None:
-    wanted = {"3 items, two agents", "cancel a silent container, median", "restart, 2 containers found again"}
+    usage = {"agent's CPU, 2 processes", "agent's CPU, 2 containers"}
+    wanted = {*usage, "3 items, two agents", "cancel a silent container, median", "restart, 2 containers found again"}
 
-    found = rows(bench("agents", "cancel", "restart", "memory"))
+    found = rows(bench("agents", "cancel", "restart", "memory", "usage"))
 
-    assert {*wanted, "agent's memory per running job, of 2"} <= set(found)
+    assert {
+        *wanted,
+        "agent's CPU, 2 processes",
+        "agent's CPU, 2 containers",
+        "agent's memory per running job, of 2",
+    } <= set(found)
 
 
 def test_unknown_benchmark_is_refused_with_the_names_of_all() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.support.agent_thread import running
 from tests.support.live import Site, until
 
 MB = 1_000_000
-#: Holds 200 MB in a child, and keeps one CPU busy for 12 s, a part of it in children that end.
+#: Holds 200 MB, which its children share, and keeps one CPU busy for 12 s in those children.
 BUSY = """
 import os, sys, time
 held = b"x" * 200_000_000
@@ -24,7 +26,10 @@ print(len(held))
 """
 
 
-def test_process_tells_its_memory_and_cpus_and_its_page_has_a_chart(site: Site) -> None:
+def test_process_tells_its_memory_and_cpus_and_its_page_has_a_chart(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect_launch.agent.reporting.status.USAGE_SECONDS", 1.0)
     site.job(f"cat > busy.py <<'END'\n{BUSY}\nEND\npython busy.py & wait $!")
     (run,) = site.add(resource_args={"local-process": {"memory": "1g"}})
     with running(site.agent()):

@@ -40,6 +40,8 @@ SAMPLE_SECONDS: Final = 5.0
 MAX_SAMPLE_SECONDS: Final = 60.0
 _YOUNG_UNTIL: Final = 10.0
 _SHARE_OF_RUN: Final = 240
+#: Of a core, for the samples of one run; those of a run with many large processes take longer.
+_SHARE_OF_CORE: Final = 0.001
 #: The samples of all runs of this process, a second at most.
 _PACE: Final = Pace(5.0)
 #: A sample that takes longer is given up.
@@ -90,6 +92,7 @@ class UsageCollector:
         self._history = Metrics(attempt=plan.attempt)
         #: The second and the CPU time of the last sample.
         self._last = None if self._is_adopted else (0.0, 0.0)
+        self._cost_seconds = 0.0
         self._noted_at = time.monotonic()
         self._has_failed = False
         self._sampling = OwnedTasks()
@@ -164,19 +167,19 @@ class UsageCollector:
 
     @property
     def _pause(self) -> float:
-        if self._age < _YOUNG_UNTIL:
-            return YOUNG_SECONDS
-        return min(max(self._age / _SHARE_OF_RUN, SAMPLE_SECONDS), MAX_SAMPLE_SECONDS)
+        usual = YOUNG_SECONDS if self._age < _YOUNG_UNTIL else max(self._age / _SHARE_OF_RUN, SAMPLE_SECONDS)
+        return min(max(usual, self._cost_seconds / _SHARE_OF_CORE), MAX_SAMPLE_SECONDS)
 
     async def _sample(self) -> None:
         usage = await self._runner.usage(self._handle)
         if usage is None:
             return
-        at = self._age
-        values = {names.MEMORY: float(usage.memory_bytes)}
+        at, self._cost_seconds = self._age, usage.cost_seconds
+        values: dict[str, float] = {}
         if self._last is not None:
             since, taken = self._last
             values[names.CPUS] = round(max(0.0, usage.cpu_seconds - taken) / (at - since), 3)
+        values[names.MEMORY] = float(usage.memory_bytes)
         self._last = at, usage.cpu_seconds
         for index, load in (await self._read_loads()).items():
             values[names.of_gpu(names.GPU, index)] = load.percent

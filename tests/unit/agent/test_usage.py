@@ -212,6 +212,19 @@ def test_pace_falls_with_the_age_of_a_run(tmp_path: Path, age: float, pause: flo
     assert collector(tmp_path, age_seconds=age)._pause == pytest.approx(pause, rel=0.01)
 
 
+async def test_run_whose_samples_take_long_is_sampled_less_often(tmp_path: Path) -> None:
+    class Costly(InMemoryRunner):
+        async def usage(self, handle: str) -> Usage | None:
+            return Usage(1.0, 9_000 * MIB, cost_seconds=0.03)
+
+    plan = RunPlan(item_id="a", run_id="a", run_dir=tmp_path)
+    seen = list[Mapping[str, float]]()
+    costly = UsageCollector(plan, Costly(tmp_path), "a", age_seconds=11.0, on_sample=seen.append)
+    assert costly._pause == 5
+    await costly._sample()
+    assert costly._pause == 30
+
+
 def test_history_of_a_run_of_a_month_is_bounded() -> None:
     history, second = Metrics(), 0
     for sample in range(50_000):
@@ -242,7 +255,7 @@ def test_page_shows_sizes_in_their_units_and_each_gpu() -> None:
 
     page = usage_markdown(usage, "r1")
 
-    assert "It used 300.0 MiB of memory at most, 1.5 CPUs on average." in page
+    assert "300.0 MiB of memory at most, 1.5 CPUs on average." in page
     assert "| CPUs | 1.5 | 1.5 | 1.5 |" in page
     assert "| Memory | 150.0 MiB | 297.0 MiB | 297.0 MiB |" in page
     assert "| GPU 0 use, % | 80 | 80 | 80 |" in page
