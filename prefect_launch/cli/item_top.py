@@ -14,7 +14,7 @@ from prefect_launch.cli.options import JsonOption
 from prefect_launch.cli.output import Column, lasted, print_json, print_table, table_of
 from prefect_launch.cli.process import connected
 from prefect_launch.cli.usage_view import usage_cells
-from prefect_launch.client.item_fields import duration_of, state_of, totals_of
+from prefect_launch.client.item_fields import duration_of, state_of
 from prefect_launch.core.names import short_id
 from prefect_launch.core.terminal import unguarded_stdout
 
@@ -102,14 +102,15 @@ def _read(api: Api, runs: Sequence[QueuedRun]) -> list[_Use]:
     Raises:
         NotFoundError: when one was deleted.
     """
-    from prefect_launch.core.usage import as_present
+    from prefect_launch.core.usage import as_present, totals_in
     from prefect_launch.queues.agent_status import read_usage
 
     present = api.call(lambda session: read_usage(session.server))
-    items = [run.item for run in runs]
-    return [
-        _Use(item, as_present(totals_of(item)) if item.is_terminal else present.get(str(item.id), {})) for item in items
-    ]
+    uses = []
+    for item in (run.item for run in runs):
+        totals = as_present(totals_in(item.state.data if item.state else None))
+        uses.append(_Use(item, totals if item.is_terminal else present.get(str(item.id), {})))
+    return uses
 
 
 def _notes(api: Api, runs: Sequence[QueuedRun], uses: Sequence[_Use]) -> list[str]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
-from prefect_launch.core.states import USAGE, StateType
+from prefect_launch.core.states import StateType
+from prefect_launch.core.usage import totals_in
 from prefect_launch.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -80,17 +81,6 @@ def duration_of(item: Item) -> float | None:
     return None if started is None else ((item.end_time or datetime.now(timezone.utc)) - started).total_seconds()
 
 
-def totals_of(item: Item) -> dict[str, float]:
-    """Return what the run of an ended item has used, by the names of `prefect_launch.core.usage`; empty: unknown."""
-    data = item.state.data if item.state is not None and item.is_terminal else None
-    found = data.get(USAGE) if isinstance(data, Mapping) else None
-    return {
-        str(name): value
-        for name, value in (found.items() if isinstance(found, Mapping) else ())
-        if isinstance(value, (int, float))
-    }
-
-
 def fields_of(run: QueuedRun, item: Item) -> dict[str, Any]:
     """Return what a list shows of an item, for programs."""
     return {
@@ -111,6 +101,6 @@ def fields_of(run: QueuedRun, item: Item) -> dict[str, Any]:
         "ended": item.end_time,
         "due": item.next_scheduled_start_time if item.state_type is StateType.SCHEDULED else None,
         "duration_seconds": duration_of(item),
-        "usage": totals_of(item),
+        "usage": totals_in(item.state.data if item.state else None),
         "url": run.url,
     }

@@ -196,12 +196,12 @@ class QueuedRun(ItemHandle):
         """
 
         async def read(session: Session) -> dict[str, float]:
-            from prefect_launch.client.item_fields import totals_of
+            from prefect_launch.core.usage import totals_in
             from prefect_launch.queues.agent_status import read_usage
 
             item = await self._item(session)
             if item.is_terminal:
-                return totals_of(item)
+                return totals_in(item.state.data if item.state else None)
             return (await read_usage(session.server)).get(self.id, {})
 
         return self._api.call(read)

@@ -12,6 +12,7 @@ from typing import Final
 
 from prefect_launch.core.metric_chart import Axis, lines_svg
 from prefect_launch.core.metrics import Metrics, Point, Series
+from prefect_launch.core.states import USAGE
 from prefect_launch.core.svg import markdown_image
 from prefect_launch.core.units import format_duration, format_size
 
@@ -66,6 +67,13 @@ def present(values: Mapping[str, float]) -> dict[str, float]:
         held = sum(value for name, value in values.items() if _kind(name) == GPU_MEMORY)
         found |= {GPU: round(sum(loads) / len(loads)), GPU_MEMORY: round(held / _MIB) * _MIB}
     return found
+
+
+def totals_in(data: object) -> dict[str, float]:
+    """Return the totals of a run, from the data of the state that it has ended in; empty: unknown."""
+    found = data.get(USAGE) if isinstance(data, Mapping) else None
+    given = found.items() if isinstance(found, Mapping) else ()
+    return {str(name): value for name, value in given if isinstance(value, (int, float))}
 
 
 def as_present(totals: Mapping[str, float]) -> dict[str, float]:
