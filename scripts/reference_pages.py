@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any, Final
 
 import typer
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 from typer.cli import get_docs_for_click
 
 from prefect_launch.cli.main import COMMANDS, PROGRAM, app, load_command
 from prefect_launch.cli.options import CONTEXT
 from prefect_launch.core.units import format_size
 from prefect_launch.settings.agent_config import VARIABLES, AgentConfig
+from prefect_launch.sources.remote import GitSettings
 from prefect_launch.spec.launch_spec import LaunchSpec
 from prefect_launch.spec.option import SpecField, fields_of
 
@@ -25,6 +25,8 @@ _MARK: Final = "<!-- generated -->"
 _EXAMPLES: Final = re.compile(r"^\[bold\]Examples\[/bold\]\n((?: .*\n)+)", re.MULTILINE)
 #: A line of an argument or an option: its names are code, what follows is text.
 _TEXT: Final = re.compile(r"^(\* `[^`]+`)(.*)$", re.MULTILINE)
+#: Typer's list of a group's commands, with a cut help of each; their sections follow.
+_LIST: Final = re.compile(r"^\*\*Commands\*\*:\n\n(\* .*\n)+\n", re.MULTILINE)
 _SIZE: Final = 1024**2
 
 
@@ -36,17 +38,15 @@ def commands() -> str:
         get_docs_for_click(obj=load_command(name), ctx=context, name=name, call_prefix=PROGRAM, indent=1)
         for name in COMMANDS
     )
-    text = _TEXT.sub(lambda found: found[1] + _plain(found[2]), text)
+    text = _TEXT.sub(lambda found: found[1] + _plain(found[2]), _LIST.sub("", text))
     return _EXAMPLES.sub(lambda found: f"**Examples**:\n\n```console\n{_as_lines(found[1])}```\n", text)
 
 
 def agent_settings() -> str:
     """Return the table of an agent's settings."""
-    rows = (
-        (f"`{each.path}`", each.text, _default(each), ", ".join(f"`{name}`" for name in VARIABLES.get(each.path, ())))
-        for each in fields_of(AgentConfig)
-    )
-    return _table(("Setting", "Meaning", "Default", "Variable"), rows)
+    defaults = AgentConfig(git=GitSettings())
+    rows = ((f"`{each.path}`", _meaning(each), _default(each, defaults)) for each in fields_of(AgentConfig))
+    return _table(("Setting", "Meaning", "Default"), rows)
 
 
 def launch_config() -> str:
@@ -94,11 +94,18 @@ def _plain(text: str) -> str:
     return "`".join(parts)
 
 
-def _default(each: SpecField) -> str:
-    value = each.info.default
-    if value is PydanticUndefined or value is None or value in ((), {}) or isinstance(value, BaseModel):
+def _meaning(each: SpecField) -> str:
+    names = " or ".join(f"`{name}`" for name in VARIABLES.get(each.path, ()))
+    return f"{each.text} Variable: {names}." if names else each.text
+
+
+def _default(each: SpecField, defaults: AgentConfig) -> str:
+    """Return a setting's default; nothing where the machine decides it, or there is none."""
+    value = attrgetter(each.path)(defaults)
+    if each.info.default_factory is not None or value is None or value in ((), {}):
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    is_size = isinstance(value, int) and value >= _SIZE
-    return f"`{format_size(value) if is_size else value}`"
+    if isinstance(value, int | float):
+        return f"`{format_size(int(value)) if value >= _SIZE else f'{value:g}'}`"
+    return f"`{value}`"

@@ -138,7 +138,7 @@ class AgentConfig(BaseModel):
         default=60, ge=0, description="Grace between TERM and KILL when a run is stopped, s."
     )
     start_timeout: float | None = Field(
-        default=None, description="How long a run may wait where it was submitted, s or 30min; None or 0: no limit."
+        default=None, description="How long a run may wait where it was submitted, s or 30min; 0: no limit."
     )
     poll_seconds: float = Field(
         default=DEFAULT_POLL_SECONDS, gt=0, description="How often it asks for items, besides at the server's events."
@@ -157,16 +157,16 @@ class AgentConfig(BaseModel):
         default=30, ge=0, description="How long an item that waits for devices lets smaller ones pass."
     )
     keep_runs: int | None = Field(
-        default=10 * 1024**3, ge=0, description="What the folders of past runs may take, bytes; None: no limit."
+        default=10 * 1024**3, ge=0, description="What the folders of past runs may take, a size; none: no limit."
     )
     keep_environments: int | None = Field(
-        default=20 * 1024**3, ge=0, description="What the environments of processes may take, bytes; None: no limit."
+        default=20 * 1024**3, ge=0, description="What the environments of processes may take, a size; none: no limit."
     )
     keep_images: int | None = Field(
-        default=50 * 1024**3, ge=0, description="What built images may take on the engine, bytes; None: no limit."
+        default=50 * 1024**3, ge=0, description="What built images may take on the engine, a size; none: no limit."
     )
     keep_git: int | None = Field(
-        default=10 * 1024**3, ge=0, description="What the copies of git remotes may take, bytes; None: no limit."
+        default=10 * 1024**3, ge=0, description="What the copies of git remotes may take, a size; none: no limit."
     )
     outputs: Annotated[OutputLimits, BeforeValidator(with_default_limits)] = Field(
         default=DEFAULT_OUTPUT_LIMITS, description="How much is kept of the outputs of one run; a queue may have less."
