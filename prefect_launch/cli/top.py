@@ -133,7 +133,7 @@ def _runs(overview: Overview, most: int = _MOST) -> tuple[list[Column], list[lis
     runs = overview.runs[:most]
     usages = usage_in(overview.agents)
     columns, rows = item_list.cells_of(runs, _COLUMNS)
-    more, cells = usage_cells([usages.get(run.handle.id, {}) for run in runs])
+    more, cells = usage_cells([usages.get(run.handle.id, {}) for run in runs], of_asked=False)
     return [*columns[:-1], *more, columns[-1]], [
         [*row[:-1], *used, row[-1]] for row, used in zip(rows, cells, strict=True)
     ]

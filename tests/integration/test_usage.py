@@ -43,7 +43,7 @@ def test_process_tells_its_memory_and_cpus_and_its_page_has_a_chart(
     assert 200 * MB < totals["peak_memory_bytes"] < 350 * MB
     assert 0.1 < totals["mean_cpus"] < 1.2
     history = run.usage_history()
-    assert history.series["cpus"].count > 5
+    assert history.series["cpus"].count >= 2
     assert history.outputs == totals
     (chart,) = site.artifacts(run)
     assert chart.key == f"usage-chart-{run.id}"
