@@ -11,18 +11,21 @@ class Pace:
 
     Args:
         turns_a_second: how many turns all runs have a second, at most.
+
+    Attributes:
+        runs: how many runs have turns.
     """
 
     def __init__(self, turns_a_second: float) -> None:
         self._turns_a_second = turns_a_second
-        self._runs = 0
+        self.runs = 0
 
     def __enter__(self) -> Pace:
-        self._runs += 1
+        self.runs += 1
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._runs -= 1
+        self.runs -= 1
 
     def pause(self, least_seconds: float) -> float:
         """Return the pause now, in seconds.
@@ -30,4 +33,4 @@ class Pace:
         Args:
             least_seconds: the pause while there are few runs.
         """
-        return max(least_seconds, self._runs / self._turns_a_second)
+        return max(least_seconds, self.runs / self._turns_a_second)

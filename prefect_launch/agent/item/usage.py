@@ -40,8 +40,8 @@ SAMPLE_SECONDS: Final = 5.0
 MAX_SAMPLE_SECONDS: Final = 60.0
 _YOUNG_UNTIL: Final = 10.0
 _SHARE_OF_RUN: Final = 240
-#: Of a core, for the samples of one run; those of a run with many large processes take longer.
-_SHARE_OF_CORE: Final = 0.001
+#: Of a core, for the samples of all runs: that of a run with several large processes takes milliseconds.
+_SHARE_OF_CORE: Final = 0.008
 #: The samples of all runs of this process, a second at most.
 _PACE: Final = Pace(5.0)
 #: A sample that takes longer is given up.
@@ -168,7 +168,8 @@ class UsageCollector:
     @property
     def _pause(self) -> float:
         usual = YOUNG_SECONDS if self._age < _YOUNG_UNTIL else max(self._age / _SHARE_OF_RUN, SAMPLE_SECONDS)
-        return min(max(usual, self._cost_seconds / _SHARE_OF_CORE), MAX_SAMPLE_SECONDS)
+        affordable = self._cost_seconds * _PACE.runs / _SHARE_OF_CORE
+        return min(max(usual, affordable), MAX_SAMPLE_SECONDS)
 
     async def _sample(self) -> None:
         usage = await self._runner.usage(self._handle)

@@ -212,7 +212,7 @@ def test_pace_falls_with_the_age_of_a_run(tmp_path: Path, age: float, pause: flo
     assert collector(tmp_path, age_seconds=age)._pause == pytest.approx(pause, rel=0.01)
 
 
-async def test_run_whose_samples_take_long_is_sampled_less_often(tmp_path: Path) -> None:
+async def test_run_whose_samples_take_long_is_sampled_less_often_the_more_runs_there_are(tmp_path: Path) -> None:
     class Costly(InMemoryRunner):
         async def usage(self, handle: str) -> Usage | None:
             return Usage(1.0, 9_000 * MIB, cost_seconds=0.03)
@@ -222,7 +222,11 @@ async def test_run_whose_samples_take_long_is_sampled_less_often(tmp_path: Path)
     costly = UsageCollector(plan, Costly(tmp_path), "a", age_seconds=11.0, on_sample=seen.append)
     assert costly._pause == 5
     await costly._sample()
-    assert costly._pause == 30
+    pace = module._PACE
+    with pace, pace:
+        assert costly._pause == 7.5
+        with pace, pace:
+            assert costly._pause == 15
 
 
 def test_history_of_a_run_of_a_month_is_bounded() -> None:
