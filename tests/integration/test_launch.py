@@ -82,6 +82,18 @@ def test_launch_is_a_flow_run_with_its_tasks_log_and_outputs(site: Site) -> None
     assert any("0.5" in str(artifact.data) for artifact in site.artifacts(item))
 
 
+def test_launch_has_a_chart_of_what_its_run_used(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefect_launch.agent.item.usage.CHARTED_SECONDS", 1.0)
+    site.job("sleep 3")
+    launch(site.api, job=site.name, name=f"{site.name} used")
+    (run,) = flow_runs(name={"any_": [f"{site.name} used"]})
+
+    (chart,) = site.artifacts(site.api.queued_run(run.id))
+
+    assert chart.key == f"usage-chart-{run.id}"
+    assert "data:image/svg+xml;base64," in chart.data
+
+
 async def test_alaunch_is_a_subflow_of_an_async_flow(site: Site) -> None:
     @flow
     async def parent() -> str:
