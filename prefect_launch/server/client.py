@@ -23,6 +23,7 @@ from prefect_launch.errors import OperatorError, QueueError, ServerUnavailableEr
 from prefect_launch.server.http import (
     CONNECT_TIMEOUT_SECONDS,
     DEFAULT_PATIENCE_SECONDS,
+    HEALTH_PATH,
     HEALTH_TIMEOUT_SECONDS,
     READ_TIMEOUT_SECONDS,
     Calls,
@@ -357,7 +358,7 @@ async def connect(
     )
     async with client:
         # A server that accepts connections and never answers is reported as soon as one that is not there.
-        await client.request("GET", "/health", timeout=HEALTH_TIMEOUT_SECONDS)
+        await client.request("GET", HEALTH_PATH, timeout=HEALTH_TIMEOUT_SECONDS)
         yield PrefectServer(client)
 
 

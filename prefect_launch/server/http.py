@@ -21,7 +21,14 @@ import anyio
 import httpx
 
 from prefect_launch.core.validation import check_body, check_server_json
-from prefect_launch.errors import AnswerLostError, InternalError, ServerFailedError, ServerUnavailableError, SpecError
+from prefect_launch.errors import (
+    AnswerLostError,
+    InternalError,
+    OperatorError,
+    ServerFailedError,
+    ServerUnavailableError,
+    SpecError,
+)
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -43,6 +50,10 @@ SILENT_SECONDS: Final = 15.0
 
 _RETRY_MIN_SECONDS: Final = 0.05
 _RETRY_MAX_SECONDS: Final = 0.5
+_NO_ENTRY: Final = 401
+_GONE: Final = 404
+#: What every Prefect server has, and needs no password.
+HEALTH_PATH: Final = "/health"
 _BUSY: Final = frozenset({429, 503})
 #: What a proxy says when the server behind it went away in the middle of a request.
 _GATEWAY: Final = frozenset({502, 504})
@@ -91,6 +102,7 @@ class ServerTransport(httpx.AsyncBaseTransport):
         Raises:
             SpecError: when the server could not send again what it would keep; nothing has left.
             ServerUnavailableError: when no answer came within the patience, or the server stayed busy for longer still.
+            OperatorError: when the server wants a password or key, or the address is none of a Prefect server.
             AnswerLostError: when the answer was lost of a request that must not take effect twice.
         """
         check_body(request.content)
@@ -136,7 +148,7 @@ class ServerTransport(httpx.AsyncBaseTransport):
                 try:
                     response = await self._inner.handle_async_request(request)
                     if response.status_code not in _BUSY | _GATEWAY:
-                        return response
+                        return self._admitted(request, response)
                     await response.aclose()
                     fault, is_away = f"busy: {response.status_code}", False
                     patience = self._patience * _BUSY_PATIENCE_FACTOR
@@ -158,6 +170,20 @@ class ServerTransport(httpx.AsyncBaseTransport):
                 )
             await anyio.sleep(random.uniform(_RETRY_MIN_SECONDS, _RETRY_MAX_SECONDS))
 
+    def _admitted(self, request: httpx.Request, response: httpx.Response) -> httpx.Response:
+        """Return an answer, unless it says that no request of this machine would be answered."""
+        if response.status_code == _NO_ENTRY:
+            raise OperatorError(
+                f"The Prefect server at {self._address} does not let this machine in (401). Set"
+                " PREFECT_API_AUTH_STRING to its password (or PREFECT_API_KEY to a key)."
+            )
+        if response.status_code == _GONE and request.url.path.endswith(HEALTH_PATH):
+            raise OperatorError(
+                f"There is no API of a Prefect server at {self._address}. Set PREFECT_API_URL to its address, which"
+                " mostly ends with /api, such as http://127.0.0.1:4200/api."
+            )
+        return response
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._inner.aclose()
@@ -169,7 +195,6 @@ def _is_read(request: httpx.Request) -> bool:
 
 # --- requests ---
 
-_GONE = 404
 _TAKEN = 409
 _LISTS: Final = ("/flow_runs/filter", "/flow_runs/paginate")
 _UNSENDABLE: Final = (

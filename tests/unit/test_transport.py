@@ -14,7 +14,7 @@ import pytest
 from anyio.abc import SocketStream
 from prefect.settings import PREFECT_API_TLS_INSECURE_SKIP_VERIFY, temporary_settings
 
-from prefect_launch.errors import AnswerLostError, ServerUnavailableError
+from prefect_launch.errors import AnswerLostError, OperatorError, ServerUnavailableError
 from prefect_launch.server.client import _tls
 from prefect_launch.server.http import ServerTransport
 from tests.support.ports import free_port
@@ -60,6 +60,19 @@ def one_after_another(*statuses: int | None) -> Answer:
         return left.pop(0) if left else 200
 
     return answer
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "step"),
+    [("/variables/filter", 401, "PREFECT_API_AUTH_STRING"), ("/health", 404, "PREFECT_API_URL")],
+)
+async def test_server_that_lets_nobody_in_and_address_without_a_server_are_told_with_what_to_set(
+    path: str, status: int, step: str
+) -> None:
+    async with http_server(one_after_another(status)) as address, client_of(address) as client:
+        with pytest.raises(OperatorError, match=step) as told:
+            await client.get(path)
+    assert address in str(told.value)
 
 
 @pytest.mark.parametrize("status", [429, 502, 503])
