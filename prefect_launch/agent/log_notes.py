@@ -30,10 +30,10 @@ def log_note(
     return LogRecord(name=logger, level=level, message=message, timestamp=at or datetime.now(timezone.utc))
 
 
-async def write_log_note(server: Server, item_id: UUID, message: str, *, at: datetime | None = None) -> None:
+async def write_log_note(server: Server, item_id: UUID, message: str) -> None:
     """Write a line of the agent's own to an item's log, as a warning.
 
     Raises:
         LaunchError: when the server does not take it.
     """
-    await server.write_logs(item_id, [log_note(message, at=at)])
+    await server.write_logs(item_id, [log_note(message)])

@@ -23,7 +23,7 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.log_notes import LOGGER, write_log_note
+from prefect_launch.agent.log_notes import log_note
 from prefect_launch.core.filesystem import data_bytes, temporary_folder_async
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.output_limits import OUTPUTS_FILE, LeftOut
@@ -80,7 +80,7 @@ async def keep_outputs(session: Session, flow_run_id: UUID, plan: RunPlan, end: 
     left_out, changes = end.left_out + kept.left_out, end.code_changes
     told = [left_out.describe(plan.output_limits)] if left_out else []
     told += [changes.describe()] if changes else []
-    if told:  # In one line of its log: an agent after this one knows by its time that it is there.
+    if told:  # In one line of its log, behind the job's own: an agent after this one finds it by its text.
         await note_left_out(session.server, flow_run_id, plan.mask.text("\n".join(told)), since=end.ended_at)
     return [
         f"{each.summary()}; its log names {'it' if each.count == 1 else 'them'}."
@@ -96,7 +96,7 @@ async def note_left_out(server: Server, flow_run_id: UUID, message: str, *, sinc
         server: an open connection.
         flow_run_id: of the item.
         message: its secrets are masked.
-        since: time of the line, which an agent before this one may have written; None: now, and none has.
+        since: when an agent before this one may first have written the same line; None: none has.
     """
     try:
         await retry_until_available(
@@ -107,10 +107,11 @@ async def note_left_out(server: Server, flow_run_id: UUID, message: str, *, sinc
 
 
 async def _note_once(server: Server, flow_run_id: UUID, message: str, since: datetime | None) -> None:
-    """Write a line to an item's log, unless the agent before this one has: its time is the same for both."""
+    """Write a line to an item's log, unless the agent before this one has."""
     found = await server.read_logs(flow_run_id, limit=_LOOKED_AT, since=since) if since is not None else []
-    if not any(record.name == LOGGER and record.timestamp == since for record in found):
-        await write_log_note(server, flow_run_id, message, at=since)
+    note = log_note(message)
+    if not any((record.name, record.message) == (note.name, note.message) for record in found):
+        await server.write_logs(flow_run_id, [note])
 
 
 _COPY: Final = "job.log.masked"

@@ -18,7 +18,7 @@ from prefect_launch.core.masking import Mask
 from prefect_launch.core.output_limits import OutputLimits
 from prefect_launch.core.states import StateType
 from prefect_launch.runners.base import ExitStatus, RunPlan
-from prefect_launch.server.values import Item
+from prefect_launch.server.values import Item, LogRecord
 from prefect_launch.settings.agent_config import MachineSettings
 from prefect_launch.testing import Script
 from tests.support.bench import Bench, eventually
@@ -164,6 +164,8 @@ async def test_files_changed_in_the_code_folder_are_named_in_the_log_beside_what
     end = ExitStatus(
         exit_code=0, code_changes=CodeChanges.of(["loss.csv", "hidden.txt"]), ended_at=datetime.now(timezone.utc)
     )
+    last_line = LogRecord(message="the last line", timestamp=datetime.now(timezone.utc))
+    await bench.server.write_logs(item.id, [last_line])  # Its time is when it was read.
 
     async with bench.api.open() as session:
         notes = [await keep_outputs(session, item.id, plan, end) for _ in range(2)]
@@ -179,6 +181,7 @@ async def test_files_changed_in_the_code_folder_are_named_in_the_log_beside_what
         * 2
     )
     told = await bench.log(item)
+    assert told.startswith("the last line")
     assert told.count("a: it is over the limit of 0 files") == 1
     assert told.count("2 files changed in the code folder are not kept: ********.txt, loss.csv. Write to") == 1
 
