@@ -173,7 +173,7 @@ async def _draft_code(request: JobRequest, git: Git) -> tuple[JobDraft, str | No
     archive = await pack(folder, program)
     where, hint = f"the code folder {folder}", " Or see whether .launchignore or .gitignore leaves the file out."
     _check_build_files(request, archive.paths, where, hint)
-    check_in_code(entry_point, archive.paths, folders=_folders(request), where=where, hint=hint)
+    _check_command(request, entry_point, archive.paths, where=where, hint=hint)
     await to_thread.run_sync(_check_requirements, request, folder, archive.paths)
     place = folder / (request.build_context or ".")
     runtime = request.runtime or await to_thread.run_sync(lambda: runtime_of(place, folder))
@@ -215,13 +215,13 @@ async def _check_in_commit(
     _check_build_files(request, files, where, submodules=submodules)
     if not submodules:
         await to_thread.run_sync(_check_requirements_of, request, listed)
-    check_in_code(entry_point, files, folders=_folders(request), where=where, unlisted=submodules)
+    _check_command(request, entry_point, files, where=where, unlisted=submodules)
     return CodeListing(files=files, unlisted=submodules), listed.contents
 
 
-def _folders(request: JobRequest) -> tuple[str, ...]:
-    """Return the folders that may hold the command's files: the working directory, or what a Dockerfile copies."""
-    return (request.build_context or ".", *(["."] if request.dockerfile is not None else []))
+def _check_command(request: JobRequest, entry_point: tuple[str, ...], paths: Collection[str], **about: Any) -> None:
+    folder, is_copied = request.build_context or ".", request.dockerfile is not None
+    check_in_code(entry_point, paths, folder=folder, is_copied=is_copied, **about)
 
 
 def _check_build_files(
@@ -278,7 +278,8 @@ def _scripts(request: JobRequest, entry_point: Sequence[str]) -> list[str]:
             f"The entry point {shlex.join(entry_point)!r} names no Python script to read the inputs from. Name it, such"
             " as 'python train.py', or give a schema."
         )
-    return [posixpath.normpath(posixpath.join(folder, script)) for folder in _folders(request)]
+    folders = (request.build_context or ".", *(["."] if request.dockerfile is not None else []))
+    return [posixpath.normpath(posixpath.join(folder, script)) for folder in folders]
 
 
 def _read_in(folder: Path, path: str) -> bytes | None:
@@ -376,8 +377,8 @@ def _program_of_notebook(folder: Path, entry_point: tuple[str, ...], build_conte
 
 
 def _entry_point(request: JobRequest) -> tuple[str, ...]:
-    if request.entrypoint:
-        return parse_entry_point(request.entrypoint)
+    if request.entrypoint or request.dockerfile is not None:
+        return parse_entry_point(request.entrypoint or None)  # A Dockerfile's image brings its own command.
     _logger.warning("No entry point given for %s: using %s.", request.path, " ".join(DEFAULT_ENTRY_POINT))
     return DEFAULT_ENTRY_POINT
 

@@ -77,7 +77,8 @@ def check_in_code(
     entry_point: Sequence[str],
     paths: Collection[str],
     *,
-    folders: Collection[str] = (".",),
+    folder: str = ".",
+    is_copied: bool = False,
     where: str,
     hint: str = "",
     unlisted: Collection[str] = (),
@@ -88,11 +89,12 @@ def check_in_code(
     Args:
         entry_point: the command.
         paths: what is packed, as relative POSIX paths.
-        folders: of the code, that the command's paths may be relative to; the first is where it runs.
+        folder: of the code, that the command runs in.
+        is_copied: whether a Dockerfile copies the code, any folder of it to any place: then any may hold the file.
         where: where the code is, for the message.
         hint: what else may be wrong, for the message.
         unlisted: folders of the code whose files are not in `paths`: submodules.
-        place: what the first of the folders is, for the message.
+        place: what the folder is, for the message.
 
     Raises:
         SourceError: naming the file, the nearest one, and the others.
@@ -100,9 +102,11 @@ def check_in_code(
     wanted = entry_file(entry_point)
     if wanted is None:
         return
-    if any(may_hold(posixpath.normpath(posixpath.join(folder, wanted)), paths, unlisted) for folder in folders):
+    top = posixpath.normpath(folder)
+    if may_hold(posixpath.normpath(posixpath.join(top, wanted)), paths, unlisted):
         return
-    top = posixpath.normpath(next(iter(folders)))
+    if is_copied and (unlisted or any(f"/{path}".endswith(f"/{wanted}") for path in paths)):
+        return
     own = [posixpath.relpath(path, top) for path in paths if top == "." or path.startswith(f"{top}/")]
     scripts = [path for path in own if path.endswith(_FILE_ENDINGS)]
     inside = "" if top == "." else f"the {place} {top!r} of "

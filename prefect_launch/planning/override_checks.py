@@ -68,7 +68,7 @@ def check_overrides(
         )
     if in_image and (overrides.dockerfile or job.dockerfile or _has_own_dockerfile(files)):
         if overrides.working_dir is None and overrides.entry_point:
-            check_in_code(command, files, folders=(top, "."), where=where, unlisted=listing.unlisted)
+            check_in_code(command, files, folder=top, is_copied=True, where=where, unlisted=listing.unlisted)
         return
     options = {**(of_queue or {}), **spec.resource_args.get(runner.name, {})}
     if runner.needs_image and ("workdir" in normalise_options(options) or _leaves(overrides.working_dir)):
@@ -78,7 +78,7 @@ def check_overrides(
     )
     if overrides.entry_point or overrides.working_dir:
         place = "build context" if overrides.working_dir is None else "working directory"
-        check_in_code(command, files, folders=(folder,), where=where, unlisted=listing.unlisted, place=place)
+        check_in_code(command, files, folder=folder, where=where, unlisted=listing.unlisted, place=place)
     for path in overrides.files:
         _check_config_file(path, folder, files, where, listing.unlisted)
 

@@ -35,6 +35,8 @@ _DISPLAY_CELLS: Final = frozenset({"html", "HTML", "javascript", "js", "latex", 
 _METHODS: Final = frozenset({"run_line_magic", "run_cell_magic", "system", "getoutput"})
 #: IPython gives each cell a function `display`.
 _DISPLAY: Final = "try:\n    display\nexcept NameError:\n    display = print\n"
+#: Jupyter runs a notebook in its own folder.
+_HOME: Final = "import os as _os\n_os.chdir(_os.path.dirname(_os.path.abspath(__file__)))\n"
 
 
 def notebook_in(entry_point: Sequence[str]) -> str | None:
@@ -59,6 +61,10 @@ def script_of(notebook: str) -> str:
 
 def convert(content: bytes, name: str) -> str:
     """Return a notebook as a program.
+
+    Args:
+        content: of the notebook.
+        name: its path in the code.
 
     Raises:
         SourceError: when it is no notebook of Python, or does what only a notebook can.
@@ -85,8 +91,9 @@ def convert(content: bytes, name: str) -> str:
         raise SourceError(f"The notebook {name!r} is written in {language}. Only notebooks of Python can be jobs.")
     exported, _ = PythonExporter().from_notebook_node(notebook)  # type: ignore[no-untyped-call]
     program = _without_magics(exported, name)
-    wants_display = re.search(r"\bdisplay\b", program) and "from __future__" not in program
-    return f"{_DISPLAY}{program}" if wants_display else program
+    home = _HOME if posixpath.dirname(name) else ""
+    display = _DISPLAY if re.search(r"\bdisplay\b", program) else ""
+    return _begun(program, f"{home}{display}", name)
 
 
 def convert_in(folder: Path, entry_point: Sequence[str], build_context: str | None) -> None:
@@ -112,11 +119,21 @@ def convert_in(folder: Path, entry_point: Sequence[str], build_context: str | No
         notebook = path.with_name(path.name.removesuffix(_SCRIPT) + _NOTEBOOK)
         if notebook.is_file():
             try:
-                path.write_text(convert(notebook.read_bytes(), notebook.name), encoding="utf-8")
+                name = notebook.relative_to(folder).as_posix()
+                path.write_text(convert(notebook.read_bytes(), name), encoding="utf-8")
             except OSError as error:
                 raise InfrastructureError(f"{path} cannot be written: {error}. Look at this machine's disk.") from error
             return
     raise SourceError(f"The notebook of the program {script!r} is not in the code. Make the job again.")
+
+
+def _begun(program: str, start: str, name: str) -> str:
+    """Put lines at the start of a program, behind its `from __future__ import …`."""
+    body = _parsed(program, name).body
+    future = [node.end_lineno or 0 for node in body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+    lines = program.splitlines(keepends=True)
+    at = max(future, default=0)
+    return "".join([*lines[:at], start, *lines[at:]])
 
 
 def _place_of_notebook(entry_point: Sequence[str]) -> int | None:

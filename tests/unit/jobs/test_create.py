@@ -165,6 +165,23 @@ async def test_entry_point_may_lie_in_the_build_context(registry: JobRegistry, c
     assert {key: written["source"][key] for key in options} == options
 
 
+async def test_command_of_a_dockerfiles_job_is_the_images_own_or_runs_a_file_that_it_may_copy_from_anywhere(
+    registry: JobRegistry, code: Path
+) -> None:
+    (code / "trainer").mkdir()
+    (code / "trainer" / "fit.py").write_text("")
+    (code / "Dockerfile").write_text('FROM python:3.12\nCOPY trainer/ /app\nENTRYPOINT ["python", "/app/fit.py"]\n')
+
+    own = (await create_in(registry, _request(code, "code", dockerfile="Dockerfile"))).job
+    given = (await create_in(registry, _request(code, "code", dockerfile="Dockerfile", entrypoint="python fit.py"))).job
+
+    assert (own.entry_point, given.entry_point) == ((), ("python", "fit.py"))
+    with pytest.raises(SourceError, match=r"Known: main\.py, trainer/fit\.py"):
+        await create_in(registry, _request(code, "code", dockerfile="Dockerfile", entrypoint="python fitt.py"))
+    with pytest.raises(SourceError, match=r"Unknown entry point file 'fit\.py'"):
+        await create_in(registry, _request(code, "code", entrypoint="python fit.py"))
+
+
 async def test_entry_point_outside_of_the_build_context_is_refused(registry: JobRegistry, code: Path) -> None:
     (code / "services" / "train").mkdir(parents=True)
     (code / "services" / "train" / "run.py").write_text("")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from prefect_launch.client.create_job import JobRequest, create_in, draft_job
@@ -64,6 +65,18 @@ def test_program_does_what_the_cells_do_and_tells_what_was_left_out() -> None:
         "{'a': 1}",
         "get_ipython().system('no magic')",
     ]
+
+
+def test_notebook_in_a_folder_runs_in_that_folder_as_in_jupyter(tmp_path: Path) -> None:
+    (tmp_path / "books").mkdir()
+    (tmp_path / "points.txt").write_text("three points")
+    cells = ("from __future__ import annotations", "display('begun')", "print(open('../points.txt').read())")
+    program = tmp_path / "books" / "fit_ipynb.py"
+    program.write_text(convert(_notebook(*cells), "books/fit.ipynb"))
+
+    ended = subprocess.run([sys.executable, "books/fit_ipynb.py"], cwd=tmp_path, capture_output=True, text=True)
+
+    assert (ended.stdout, ended.stderr) == ("begun\nthree points\n", "")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +150,8 @@ async def test_folder_with_a_notebook_becomes_a_job_that_needs_no_jupyter(
 
     assert (job.entry_point, again.version) == (("python", "sub/train_ipynb.py", "x"), 0)
     assert job.document.source.model_dump()["notebook"] is True
-    assert _run((tmp_path / "out" / "sub" / "train_ipynb.py").read_text(), "7") == "trained 7\n"
+    command = [sys.executable, "-S", str(tmp_path / "out" / "sub" / "train_ipynb.py"), "7"]
+    assert (await anyio.run_process(command)).stdout == b"trained 7\n"
     assert (tmp_path / "out" / "sub" / "train.py").read_text() == "print('another')"
     assert not (code / "sub" / "train_ipynb.py").exists()
 

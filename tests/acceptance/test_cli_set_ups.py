@@ -1,0 +1,110 @@
+"""Training set-ups as strangers' repositories have them, from their folder to their output, by the command line alone.
+
+Each folder of `tests/set_ups` is one: what it is made of, and in `case.json` what its user types and sees.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import yaml
+
+from tests.support.docker_engine import DockerEngine
+from tests.support.forked_cli import ForkedCli
+from tests.support.images import PYTHON_IMAGE
+from tests.support.prefect_server import PrefectServerProcess, client_settings
+
+SET_UPS = Path(__file__).parents[1] / "set_ups"
+SECONDS = 280
+CASES = {file.parent.name: json.loads(file.read_text()) for file in sorted(SET_UPS.glob("*/case.json"))}
+
+
+@dataclass
+class Machine:
+    """A user's machine: its folder, and the commands that are typed there."""
+
+    cli: ForkedCli
+    folder: Path
+
+    def __call__(self, *arguments: str) -> str:
+        ended = self.cli.run(arguments, cwd=self.folder, environment=os.environ, seconds=SECONDS)
+        assert ended.returncode == 0, f"{shlex.join(arguments)}\n{ended.stdout}\n{ended.stderr}"
+        return ended.stdout
+
+    def add(self, name: str, queue: str) -> str:
+        """Make a set-up's job and queue it; return the item's id."""
+        case = CASES[name]
+        folder = self.folder / name
+        if not folder.exists():
+            shutil.copytree(SET_UPS / name, folder, ignore=shutil.ignore_patterns("case.json", "__pycache__"))
+        job = f"{name}-{queue}"
+        command = ["-E", case["entry_point"]] if "entry_point" in case else []
+        self("job", "create", "code", str(folder), "-n", job, *command, *case.get("job", ()))
+        arguments = ["--", *case["arguments"]] if "arguments" in case else []
+        return str(json.loads(self("add", "-j", job, "-q", queue, "--json", *arguments))["id"])
+
+    def work_off(self, resource: str, names: list[str]) -> dict[str, str]:
+        """Queue set-ups and run an agent until all have ended; return the items' ids."""
+        queue = f"{resource}-{uuid4().hex[:8]}"
+        self("queue", "create", queue, "--resource", resource)
+        items = {name: self.add(name, queue) for name in names}
+        self("agent", "start", "-q", queue, "-j", "3", "--until-empty")
+        return items
+
+
+@pytest.fixture(scope="module")
+def machine(
+    _sqlite_server: PrefectServerProcess, forked_cli: ForkedCli, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machine]:
+    folder = tmp_path_factory.mktemp("user")
+    config = folder / ".config" / "prefect-launch"
+    config.mkdir(parents=True)
+    (config / "agent.yaml").write_text(yaml.safe_dump({"builder": {"base_image": PYTHON_IMAGE}}))
+    with client_settings(_sqlite_server), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(folder))
+        patch.setenv("PREFECT_LAUNCH_HOME", str(folder / "home"))
+        yield Machine(forked_cli, folder)
+
+
+def names_for(resource: str) -> list[str]:
+    return [name for name, case in CASES.items() if resource in case.get("resources", (resource,))]
+
+
+@pytest.fixture(scope="module")
+def processes(machine: Machine) -> dict[str, str]:
+    return machine.work_off("local-process", names_for("local-process"))
+
+
+@pytest.fixture(scope="module")
+def containers(machine: Machine, _engine: DockerEngine, _image: Callable[[str], str]) -> Iterator[dict[str, str]]:
+    _image("python")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_HOST", _engine.host)
+        yield machine.work_off("local-container", names_for("local-container"))
+
+
+@pytest.mark.parametrize("name", names_for("local-process"))
+def test_set_up_runs_as_a_process(machine: Machine, processes: dict[str, str], name: str) -> None:
+    check(machine, processes[name], CASES[name])
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", names_for("local-container"))
+def test_set_up_runs_as_a_container(machine: Machine, containers: dict[str, str], name: str) -> None:
+    check(machine, containers[name], CASES[name])
+
+
+def check(machine: Machine, item: str, case: dict[str, Any]) -> None:
+    """A set-up has run to its end, and has printed what it should."""
+    assert json.loads(machine("item", "show", item, "--json"))["state"] == "completed", machine("item", "show", item)
+    log = machine("item", "logs", item).splitlines()
+    assert [line for line in log if line in case["prints"]] == case["prints"], log

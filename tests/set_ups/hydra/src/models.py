@@ -1,0 +1,2 @@
+def describe(config):
+    return f"{config.model.name} of {config.model.width}"

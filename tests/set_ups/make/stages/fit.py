@@ -1,0 +1,5 @@
+import json
+
+import six
+
+print("lr", json.load(open("params.json"))["fit"]["lr"], six.__version__)

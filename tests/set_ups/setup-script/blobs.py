@@ -1,0 +1,5 @@
+import six
+
+
+def name():
+    return f"blobs on {six.__version__}"
