@@ -36,6 +36,7 @@ from prefect_launch.environments.pip_config import (
 from prefect_launch.environments.projects import FILE as PROJECT_FILE
 from prefect_launch.environments.requirements import CONDA_FILES, LOCK_FILE, PIP_FILE, read_requirements
 from prefect_launch.errors import SourceError
+from prefect_launch.jobs.model import JOB_FILE
 
 #: The folder of the build's own files: in the context, and in the image.
 FOLDER: Final = "launch/"
@@ -44,7 +45,7 @@ IMAGE_FOLDER: Final = "/opt/launch"
 PROJECT_FOLDER: Final = "project/"
 SOURCES: Final = f"{FOLDER}src/"
 #: Files that take precedence over a conda file, as for local processes.
-_PIP_FIRST: Final = (PIP_FILE, LOCK_FILE, PROJECT_FILE)
+_PIP_FIRST: Final = (JOB_FILE, PIP_FILE, LOCK_FILE, PROJECT_FILE)
 VENV: Final = "/opt/venv"
 #: The folder of the code in an image, which is the working directory of jobs.
 CODE_DIR: Final = "/workspace"

@@ -72,6 +72,15 @@ _OPTIONS: Final[dict[str, Any]] = {
     "base_image": _option(
         "-B", "--base-image", metavar="IMAGE", text="Image to run the code in; no image is built then."
     ),
+    "install": Annotated[
+        list[str] | None,
+        typer.Option(
+            "--install",
+            metavar="REQUIREMENT",
+            help="What to install in place of the code's requirements: a line of a requirements file, such as"
+            " '-e .[train]' or '-r requirements/train.txt'. Repeat for more.",
+        ),
+    ],
     "dockerfile": _option("-D", "--dockerfile", metavar="PATH", text="The job's own Dockerfile, in the build context."),
     "build_context": _option(
         "-b", "--build-context", metavar="DIR", text="Folder of the code that is the build context."
@@ -107,7 +116,7 @@ _COLUMNS = (
 
 
 @create_app.command("image", cls=PassesArgs, epilog=examples("prefect-launch job create image team/train:1.2 -n train"))
-@flattened("git_hash", "runtime", "base_image", "dockerfile", "build_context", "keep", "inputs_from")
+@flattened("git_hash", "runtime", "base_image", "install", "dockerfile", "build_context", "keep", "inputs_from")
 def create_image(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image, such as team/train:1.2.")],
     options: JobOptions,
@@ -218,6 +227,7 @@ def show(job: JobName, json: JsonOption = False) -> None:
             ("built from", found.metadata.get("built_from")),
             ("entry point", shlex.join(found.entry_point)),
             ("inputs as", "" if found.inputs_as == "json" else found.inputs_as),
+            ("installs", ", ".join(found.install)),
             ("Python", found.runtime),
             ("description", found.description),
             ("retries", retries_of(found)),

@@ -23,7 +23,8 @@ from prefect_launch.core.filesystem import make_folders, temporary_folder
 from prefect_launch.core.names import check_name
 from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.core.validation import check_server_json, first_error
-from prefect_launch.environments.requirements import read_requirements
+from prefect_launch.environments.projects import CodeTree
+from prefect_launch.environments.requirements import RequirementsFileReader, read_requirements
 from prefect_launch.errors import InvalidNameError, SourceError, SpecError, unknown_name
 from prefect_launch.jobs.archive import pack
 from prefect_launch.jobs.argparse_schema import ParserInputs, read_argparse
@@ -38,6 +39,7 @@ from prefect_launch.jobs.code_checks import (
 from prefect_launch.jobs.index import LATEST, check_alias
 from prefect_launch.jobs.model import (
     CONFIG_INPUTS,
+    JOB_FILE,
     CodeJobSource,
     CodeListing,
     GitCommit,
@@ -48,6 +50,7 @@ from prefect_launch.jobs.model import (
     JobDraft,
     PutResult,
     SourceKind,
+    job_requirements,
 )
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.schema import SchemaSource, inputs_in_order, load_schema, with_positions
@@ -95,6 +98,7 @@ class JobRequest(BaseModel):
     build_context: str | None = None
     dockerfile: str | None = None
     base_image: str | None = None
+    install: tuple[str, ...] = ()
     services: Any = None
     input_schema: Any = None
     inputs_as: str | None = None
@@ -136,6 +140,7 @@ async def draft_job(request: JobRequest, *, git: Git | None = None) -> tuple[Job
     if request.inputs_as is not None and request.inputs_as not in INPUTS_AS:
         raise SpecError(str(unknown_name("value of inputs_as", request.inputs_as, INPUTS_AS)))
     FilePatterns(request.keep, "keep")
+    _check_install(request)
     _check_inputs_from(request)
     aliases = tuple(check_alias(alias) for alias in request.aliases)
     _check_paths(request)
@@ -147,8 +152,8 @@ async def draft_job(request: JobRequest, *, git: Git | None = None) -> tuple[Job
 
 async def _draft_image(request: JobRequest, git: Git) -> tuple[JobDraft, str | None]:
     name, tag = parse_image(request.path)
-    for option in ("git_hash", "build_context", "dockerfile", "base_image"):
-        if getattr(request, option) is not None:
+    for option in ("git_hash", "build_context", "dockerfile", "base_image", "install"):
+        if getattr(request, option):
             raise SpecError(
                 f"An image job takes no {option} ({getattr(request, option)!r}): its image is run as it is."
             )
@@ -170,7 +175,7 @@ async def _draft_code(request: JobRequest, git: Git) -> tuple[JobDraft, str | No
     folder = await to_thread.run_sync(_code_folder, request.path)
     entry_point = _entry_point(request)
     program = await to_thread.run_sync(_program_of_notebook, folder, entry_point, request.build_context)
-    archive = await pack(folder, program)
+    archive = await pack(folder, {**program, **job_requirements(request.install, request.build_context)})
     where, hint = f"the code folder {folder}", " Or see whether .launchignore or .gitignore leaves the file out."
     _check_build_files(request, archive.paths, where, hint)
     _check_command(request, entry_point, archive.paths, where=where, hint=hint)
@@ -237,6 +242,10 @@ def _check_requirements(request: JobRequest, folder: Path, paths: Collection[str
         return  # Then these decide the environment.
     top = PurePosixPath(request.build_context or ".")
     inside = [str(PurePosixPath(path).relative_to(top)) for path in paths if PurePosixPath(path).is_relative_to(top)]
+    if request.install:
+        code = CodeTree(folder / top, inside, is_whole=is_whole)
+        RequirementsFileReader(code).read_text("\n".join(request.install), JOB_FILE)
+        return
     for note in read_requirements(folder / top, inside, is_whole=is_whole).notes:
         _logger.warning("%s", note)
 
@@ -254,6 +263,15 @@ _Maker = Callable[[JobRequest, Git], Awaitable[tuple[JobDraft, "str | None"]]]
 _MAKERS: Final[Mapping[SourceKind, _Maker]] = MappingProxyType(
     {SourceKind.IMAGE: _draft_image, SourceKind.CODE: _draft_code, SourceKind.GIT: _draft_git}
 )
+
+
+def _check_install(request: JobRequest) -> None:
+    for option in ("dockerfile", "base_image"):
+        if request.install and getattr(request, option) is not None:
+            raise SpecError(
+                f"install ({list(request.install)!r}) is for an environment that is made of the code, and {option}"
+                f" ({getattr(request, option)!r}) brings its own. Leave one of them out."
+            )
 
 
 # --- inputs of a parser ---
@@ -357,8 +375,8 @@ def _draft(
 
 
 def _build(request: JobRequest) -> dict[str, Any]:
-    given = {key: getattr(request, key) for key in ("build_context", "dockerfile", "base_image")}
-    return {key: value for key, value in given.items() if value is not None}
+    given = {key: getattr(request, key) for key in ("build_context", "dockerfile", "base_image", "install")}
+    return {key: value for key, value in given.items() if value}
 
 
 def _command(entry_point: tuple[str, ...]) -> dict[str, Any]:
@@ -429,6 +447,7 @@ def create_job(
     dockerfile: str | None = None,
     *,
     base_image: str | None = None,
+    install: Iterable[str] | None = None,
     services: Mapping[str, str] | None = None,
     schema: SchemaSource | None = None,
     inputs_as: str | None = None,
@@ -455,6 +474,8 @@ def create_job(
             in: a project of a repository with several.
         dockerfile: the Dockerfile, relative to the build context.
         base_image: an image to run the code in, unchanged.
+        install: what to install in place of the code's requirements: lines of a requirements file, such as
+            `["-r requirements/train.txt", "-e .[train]"]`.
         services: an option of the reference; not supported, so any value is refused.
         schema: the schema of its inputs: a JSON schema or its file, a pydantic class, or `module:Class` in its code.
         inputs_as: how its program gets its inputs, besides `$LAUNCH_CONFIG`: as `args` (`--lr=0.1 --amp`, for argparse
@@ -481,7 +502,7 @@ def create_job(
         path=path, job_type=job_type, entity=entity, project=project, name=name, description=description,
         aliases=aliases, runtime=runtime, entrypoint=entrypoint, git_hash=git_hash, build_context=build_context,
         dockerfile=dockerfile, base_image=base_image, services=services, schema=schema, inputs_as=inputs_as,
-        inputs_from=inputs_from, retries=retries, keep=keep,
+        inputs_from=inputs_from, retries=retries, keep=keep, install=install,
     )  # fmt: skip
     return (api or _default_api()).call(lambda session: create_in(session.jobs, request)).job
 
@@ -511,7 +532,7 @@ def _default_api() -> Api:
 
 def _request(**given: Any) -> JobRequest:
     """Read the arguments of `create_job`."""
-    for name in ("aliases", "keep"):
+    for name in ("aliases", "keep", "install"):
         if isinstance(given[name], str):
             raise SpecError(f"{name} must be a list, not the text {given[name]!r}. Write [{given[name]!r}].")
     values = {
@@ -519,6 +540,7 @@ def _request(**given: Any) -> JobRequest:
         "path": fspath(given["path"]),
         "aliases": tuple(given["aliases"] or ()),
         "keep": tuple(given["keep"] or ()),
+        "install": tuple(given["install"] or ()),
         "entrypoint": parse_entry_point(given["entrypoint"]),
         "services": dict(given["services"] or {}) or None,
         "input_schema": given["schema"],

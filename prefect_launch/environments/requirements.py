@@ -1,8 +1,9 @@
 """Requirements of a job's code: what uv installs, the files that it reads, and the key of the environment.
 
-The first of these that exists counts: `requirements.txt`, `uv.lock` beside a `pyproject.toml`, the project (a
-`pyproject.toml` or `setup.py`, of any build backend), `requirements.frozen.txt`. uv reads them in a copy of the code's
-own folders, which stays next to the environment: so a package of the code can be installed from there, editable too.
+The first of these that exists counts: `requirements.launch.txt` (what a job's `install` says), `requirements.txt`,
+`uv.lock` beside a `pyproject.toml`, the project (a `pyproject.toml` or `setup.py`, of any build backend),
+`requirements.frozen.txt`. uv reads them in a copy of the code's own folders, which stays next to the environment: so a
+package of the code can be installed from there, editable too.
 
 pip's own parser (pip-requirements-parser) reads encodings, continuation lines and options of requirements files. uv
 wants a space after a short option, no quotes, a `./` before a folder of wheels, and a requirement on one line: such a
@@ -27,6 +28,7 @@ from urllib.parse import unquote
 from prefect_launch.core.filesystem import make_folders
 from prefect_launch.environments.projects import FILE, SETUP, CodeTree, Project, find_project
 from prefect_launch.errors import SourceError
+from prefect_launch.jobs.model import JOB_FILE
 
 PIP_FILE: Final = "requirements.txt"
 _FROZEN_FILE: Final = "requirements.frozen.txt"
@@ -95,7 +97,9 @@ def read_requirements(
         return Requirements()
     code = CodeTree(code_dir, paths, is_whole=is_whole)
     project = find_project(code)
-    if code.has_file(PIP_FILE):
+    if code.has_file(JOB_FILE):
+        found, notes = _of_pip_file(code, JOB_FILE), []
+    elif code.has_file(PIP_FILE):
         found = _of_pip_file(code, PIP_FILE)
         notes = [*_passed_over(code, project, found)]
     elif code.has_file(LOCK_FILE) and code.has_file(FILE):
@@ -107,7 +111,8 @@ def read_requirements(
     else:
         found = _of_pip_file(code, _FROZEN_FILE) if code.has_file(_FROZEN_FILE) else Requirements()
         notes = [*(project.notes(code) if project else ())]
-    return Requirements(**{**vars(found), "notes": (*notes, *_not_read(code, found), *_of_variables(found.variables))})
+    others = () if code.has_file(JOB_FILE) else _not_read(code, found)
+    return Requirements(**{**vars(found), "notes": (*notes, *others, *_of_variables(found.variables))})
 
 
 def stage(requirements: Requirements, code_dir: Path, folder: Path) -> None:

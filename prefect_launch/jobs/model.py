@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import posixpath
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -32,6 +33,8 @@ LISTING_FILE: Final = "files.json"
 #: A job of more code than this, in bytes of the listing (some 20,000 paths), is stored without one.
 MAX_LISTING_BYTES: Final = 1024**2
 
+#: The requirements of jobs alone, which count before those of the code.
+JOB_FILE: Final = "requirements.launch.txt"
 #: The reference's name for the job's own config, among the things that can have a schema.
 CONFIG_INPUTS: Final = "@wandb.config"
 
@@ -64,6 +67,15 @@ class _BuiltSource(_Part):
     )
     dockerfile: str | None = Field(default=None, description="Path of the Dockerfile, relative to the build context.")
     base_image: str | None = Field(default=None, description="Image that the code runs in as it is, without a build.")
+    install: tuple[str, ...] | None = Field(
+        default=None, description="Lines of a requirements file that count in place of the code's own requirements."
+    )
+
+
+def job_requirements(install: Collection[str] | None, build_context: str | None) -> dict[str, bytes]:
+    """Return the file that is added to a job's code so that its `install` counts, by its path there."""
+    path = posixpath.normpath(posixpath.join(build_context or ".", JOB_FILE))
+    return {path: "".join(f"{line}\n" for line in install).encode()} if install else {}
 
 
 class GitJobSource(_BuiltSource):
@@ -249,6 +261,12 @@ class Job:
     def dockerfile(self) -> str | None:
         """The Dockerfile that its image is built of, relative to its build context; None: one is generated."""
         return self.document.source.dockerfile if isinstance(self.document.source, _BuiltSource) else None
+
+    @property
+    def install(self) -> tuple[str, ...]:
+        """What is installed for it in place of its code's requirements; empty: these."""
+        source = self.document.source
+        return (source.install or ()) if isinstance(source, _BuiltSource) else ()
 
     @property
     def is_notebook(self) -> bool:

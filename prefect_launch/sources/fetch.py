@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,7 +17,7 @@ from anyio import to_thread
 
 from prefect_launch.core.filesystem import temporary_folder_async, walk
 from prefect_launch.errors import InfrastructureError, SourceError
-from prefect_launch.jobs.model import GitJobSource, Job, SourceKind
+from prefect_launch.jobs.model import GitJobSource, Job, SourceKind, job_requirements
 from prefect_launch.sources.git_cache import GitCache
 from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.notebook import convert_in
@@ -57,12 +58,22 @@ async def fetch_code(
     if isinstance(source, GitJobSource):
         checkout = GitCheckout(home, settings, git=git)
         await checkout.check_out(checkout.checked(source.git.remote), source.git.commit, destination)
+        await to_thread.run_sync(_add_files, destination, job_requirements(source.install, source.build_context))
         if source.notebook:
             await to_thread.run_sync(convert_in, destination, source.entrypoint, source.build_context)
     elif job.kind is SourceKind.CODE:
         await registry.fetch_code(job, destination)
     else:
         await anyio.Path(destination).mkdir(parents=True, exist_ok=True)
+
+
+def _add_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    for path, content in files.items():
+        if (folder / path).parent.is_dir():  # If not, the build context is refused later.
+            try:
+                (folder / path).write_bytes(content)
+            except OSError as error:
+                raise InfrastructureError(f"{path} cannot be written: {error}. Look at this machine's disk.") from error
 
 
 class GitCheckout:

@@ -88,14 +88,19 @@ class GitSource(_Part):
     base_image: Annotated[str | None, Option(("-B", "--base-image"), "IMAGE")] = Field(
         default=None, description="Of a uri's job: an image to run the code in; no image is built then."
     )
+    install: Annotated[tuple[str, ...], Option(("--install",), "REQUIREMENT")] = Field(
+        default=(),
+        description="Of a uri's job: what to install in place of its requirements, such as '-e .[train]' or"
+        " '-r requirements/train.txt'. Repeat for more.",
+    )
     job_name: Annotated[str | None, Option(("-J", "--job-name"), "NAME")] = Field(
         default=None, description="Of a uri's job: its name. Default: job- and the repository's."
     )
 
     @property
-    def of_new_job(self) -> dict[str, str]:
+    def of_new_job(self) -> dict[str, Any]:
         """What is given for the job that is made of a `uri`, by field."""
-        return self.model_dump(include={"build_context", "base_image", "job_name"}, exclude_none=True)
+        return self.model_dump(include={"build_context", "base_image", "install", "job_name"}, exclude_defaults=True)
 
 
 class RegistryOptions(_Part):

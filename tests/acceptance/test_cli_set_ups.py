@@ -25,6 +25,8 @@ from tests.support.prefect_server import PrefectServerProcess, client_settings
 
 SET_UPS = Path(__file__).parents[1] / "set_ups"
 SECONDS = 280
+#: A package index that does not answer in time is no fault of a set-up.
+AGAIN = ("--retries", '{"max": 2, "on": ["crashed"]}')
 CASES = {file.parent.name: json.loads(file.read_text()) for file in sorted(SET_UPS.glob("*/case.json"))}
 
 
@@ -50,7 +52,8 @@ class Machine:
         command = ["-E", case["entry_point"]] if "entry_point" in case else []
         self("job", "create", "code", str(folder), "-n", job, *command, *case.get("job", ()))
         arguments = ["--", *case["arguments"]] if "arguments" in case else []
-        return str(json.loads(self("add", "-j", job, "-q", queue, "--json", *arguments))["id"])
+        added = self("add", "-j", job, "-q", queue, *AGAIN, "--json", *arguments)
+        return str(json.loads(added)["id"])
 
     def work_off(self, resource: str, names: list[str]) -> dict[str, str]:
         """Queue set-ups and run an agent until all have ended; return the items' ids."""

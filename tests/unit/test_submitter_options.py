@@ -213,6 +213,7 @@ SET: dict[str, Any] = {
     "git.version": "main",
     "git.build_context": "inside",
     "git.base_image": "evil:1",
+    "git.install": ["-e ."],
     "git.job_name": "other",
     "entity": "acme",
     "project": "digits",

@@ -250,6 +250,12 @@ def test_frozen_requirements_are_the_last_resort(tmp_path: Path) -> None:
     assert asked(found) == {"requirements.frozen.txt": "b==1\n"}
 
 
+def test_requirements_for_jobs_alone_come_first(tmp_path: Path) -> None:
+    code(tmp_path, requirements_launch_txt="a\n", requirements_txt="b\n", uv_lock="", pyproject_toml="", poetry_lock="")
+    found = read_requirements(tmp_path)
+    assert (asked(found), found.notes) == ({"requirements.launch.txt": "a\n"}, ())
+
+
 def test_pyproject_that_is_no_toml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"pyproject\.toml"):
         read_requirements(code(tmp_path, pyproject_toml="[project"))

@@ -13,7 +13,7 @@ from prefect_launch.client import create_job as create
 from prefect_launch.client.create_job import JobRequest, create_in
 from prefect_launch.environments.requirements import read_requirements
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError, SourceError, SpecError
-from prefect_launch.jobs.model import GitJobSource, SourceKind
+from prefect_launch.jobs.model import JOB_FILE, GitJobSource, SourceKind
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.sources.fetch import fetch_code
 from prefect_launch.sources.git_command import Git
@@ -150,6 +150,41 @@ async def test_what_is_not_read_of_the_codes_files_is_said_when_the_job_is_made(
     assert [record.getMessage() for record in caplog.records] == [
         "poetry.lock is not read, and nothing is installed: export it to a requirements.txt, which is."
     ]
+
+
+@pytest.mark.parametrize("kind", ["code", "git"])
+async def test_what_a_job_installs_takes_the_place_of_its_codes_requirements(
+    registry: JobRegistry, tmp_path: Path, kind: str
+) -> None:
+    repository = Repository(tmp_path / "remote")
+    for path, text in {"part/req/train.txt": "six\n", "part/requirements.txt": "numpy\n", "part/main.py": ""}.items():
+        (repository.path / path).parent.mkdir(parents=True, exist_ok=True)
+        (repository.path / path).write_text(text)
+    repository.commit()
+    path = repository.url if kind == "git" else repository.path
+    git = Git(allowed_protocols=("file",))
+    install = ["-r req/train.txt", "toolz"]
+    request = _request(path, kind, build_context="part", install=install)
+
+    job = (await create_in(registry, request, git=git)).job
+    await fetch_code(job, tmp_path / "out", registry, home=tmp_path / "home", git=git)
+
+    found = read_requirements(tmp_path / "out" / "part")
+    assert found.files[JOB_FILE].decode().splitlines() == [*install]
+    assert set(found.files) == {JOB_FILE, "req/train.txt"}
+    assert (job.install, found.notes) == (tuple(install), ())
+    assert not (repository.path / "part" / JOB_FILE).exists()
+    wrong = _request(path, kind, build_context="part", install=["-r requirements/tain.txt"])
+    with pytest.raises(SourceError, match=r"launch\.txt:1 names the requirements file 'requirements/tain\.txt'"):
+        await create_in(registry, wrong, git=git)
+
+
+async def test_what_brings_its_own_environment_takes_no_install(registry: JobRegistry, code: Path) -> None:
+    for option in ("dockerfile", "base_image"):
+        with pytest.raises(SpecError, match=f"and {option} .'team/train:1'. brings its own"):
+            await create_in(registry, _request(code, "code", install=["six"], **{option: "team/train:1"}))
+    with pytest.raises(SpecError, match="An image job takes no install"):
+        await create_in(registry, _request("train", "image", install=["six"]))
 
 
 async def test_entry_point_may_lie_in_the_build_context(registry: JobRegistry, code: Path) -> None:

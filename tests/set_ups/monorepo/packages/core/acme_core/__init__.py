@@ -1,0 +1,3 @@
+import six
+
+VERSION = f"core on {six.__version__}"
