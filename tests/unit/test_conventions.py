@@ -28,7 +28,7 @@ SHARED_NAME = re.compile(r"(PREFECT_)?LAUNCH_[A-Z_]+|prefect-launch\.[a-z-]+|out
 SUPERVISOR = f"{PACKAGE}/runners/process/supervisor.py"
 # A path as the documentation writes it, in backticks. Some are not of the project, but of a user's job.
 PATH_IN_DOCUMENT = re.compile(r"`([A-Za-z_][\w.-]*(?:/[\w.-]+)*/?)`")
-PATHS_OF_A_JOB = {"wandb/", "train_ipynb.py"}
+PATHS_OF_A_JOB = {"wandb/", "train_ipynb.py", "setup.py", "requirements/train.txt", "configs/train.yaml"}
 IMPORT_OF_DEPLOYED = re.compile(r"^\s*(from|import) (flows|blocks|tests|benchmarks|examples)\b", re.MULTILINE)
 TEST_NAME = re.compile(r"^\s*(?:async )?def (test_\w*)", re.MULTILINE)
 # What waits for a disk, which may be another machine's.
