@@ -161,10 +161,10 @@ async def test_what_a_job_installs_takes_the_place_of_its_codes_requirements(
         (repository.path / path).parent.mkdir(parents=True, exist_ok=True)
         (repository.path / path).write_text(text)
     repository.commit()
-    path = repository.url if kind == "git" else repository.path
+    place = repository.url if kind == "git" else repository.path
     git = Git(allowed_protocols=("file",))
     install = ["-r req/train.txt", "toolz"]
-    request = _request(path, kind, build_context="part", install=install)
+    request = _request(place, kind, build_context="part", install=install)
 
     job = (await create_in(registry, request, git=git)).job
     await fetch_code(job, tmp_path / "out", registry, home=tmp_path / "home", git=git)
@@ -174,7 +174,7 @@ async def test_what_a_job_installs_takes_the_place_of_its_codes_requirements(
     assert set(found.files) == {JOB_FILE, "req/train.txt"}
     assert (job.install, found.notes) == (tuple(install), ())
     assert not (repository.path / "part" / JOB_FILE).exists()
-    wrong = _request(path, kind, build_context="part", install=["-r requirements/tain.txt"])
+    wrong = _request(place, kind, build_context="part", install=["-r requirements/tain.txt"])
     with pytest.raises(SourceError, match=r"launch\.txt:1 names the requirements file 'requirements/tain\.txt'"):
         await create_in(registry, wrong, git=git)
 
