@@ -22,6 +22,7 @@ from prefect_launch.cli.options import (
     split_assignment,
     typed,
 )
+from prefect_launch.errors import NotFoundError
 from prefect_launch.inputs.config_files import deep_merge
 from prefect_launch.spec.item_outputs import named_outputs, with_values
 from prefect_launch.spec.launch_spec import LaunchSpec
@@ -93,7 +94,7 @@ class OwnOptions:
 
         Raises:
             SpecError: when a value cannot be read.
-            NotFoundError: for an unknown job.
+            NotFoundError: for an unknown item.
         """
         config = {} if self.config is None else read_mapping(self.config, "--config")
         given: dict[str, Any] = {"after": [find(api, one).id for one in self.after]} if self.after else {}
@@ -142,13 +143,21 @@ def typed_inputs(
 
     Raises:
         SpecError: when one cannot be read.
-        NotFoundError: for an unknown job or item.
+        NotFoundError: for an unknown item.
         InvalidNameError: when several items are meant.
     """
-    schema = api.job(job).schema if isinstance(job, str) and job else None
+    schema = _schema(api, job) if isinstance(job, str) and job else None
     inputs = deep_merge(over or {}, nested([split_assignment(text, "--set") for text in given], schema))
     named = named_outputs(inputs, schema)
     return with_values(inputs, {(*keys, "item"): find(api, str(value["item"])).id for keys, value in named})
+
+
+def _schema(api: Api, job: str) -> dict[str, Any] | None:
+    """Return the schema of a job; None for one that is not in the store: a W&B server may have it."""
+    try:
+        return api.job(job).schema
+    except NotFoundError:
+        return None
 
 
 def typed_variables(api: Api, queue: str, given: Sequence[str]) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from prefect_launch import LaunchAgent, explain_launch, launch_add, launch_add_many
+from prefect_launch.cli.main import app
 from prefect_launch.client.api import use_api
 from prefect_launch.errors import AgentConfigError, LaunchError, NotFoundError
 from prefect_launch.sweeps.queued import queue_sweep
@@ -105,6 +107,19 @@ def test_same_run_makes_one_version_and_a_look_at_it_makes_none(api: InMemoryApi
     launch_add(uri=uri, queue_name="cpu")
     assert _jobs(api) == sorted([*before, "team/digits/run-abc:v0"])
     assert api.job("team/digits/run-abc").metadata["wandb"] == {"run": uri}
+
+
+def test_job_of_a_server_is_queued_with_inputs_of_the_command_line(api: InMemoryApi, wandb: WandbServer) -> None:
+    document = {"source_type": "image", "source": {"image": "team/train:1.2"}, "runtime": "3.11"}
+    wandb.add_artifact("team/digits/train", {"wandb-job.json": json.dumps(document)})
+
+    added = CliRunner().invoke(app, ["add", "-j", "team/digits/train:v0", "-q", "gpu", "--set", "lr=0.5"])
+    unknown = CliRunner().invoke(app, ["add", "-j", "team/digits/trian:v0", "-q", "gpu", "--set", "lr=0.5"])
+
+    assert added.exit_code == 0, added.exception
+    (item,) = items(api)
+    assert item.parameters["overrides"]["run_config"] == {"lr": 0.5}
+    assert "has no artifact team/digits/trian:v0" in str(unknown.exception)
 
 
 def test_job_of_a_server_is_queued_by_its_name_and_own_jobs_come_first(
