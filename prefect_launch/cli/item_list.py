@@ -94,7 +94,9 @@ def list_(
     if json:
         print_json([{**fields_of(run.handle, run.item), **_values(run, chosen or ())} for run in runs])
         return
-    empty = "No such item. Put one on a queue with: prefect-launch add -j JOB -q QUEUE"
+    empty = "There are no items. Put one on a queue with: prefect-launch add -j JOB -q QUEUE"
+    if queue or job or state or since or where:
+        empty = "No item matches these options."
     print_runs(runs, chosen or _by_default(runs), empty=empty)
 
 

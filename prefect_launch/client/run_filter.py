@@ -15,6 +15,7 @@ from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.units import parse_duration
 from prefect_launch.errors import SpecError, unknown_name
 from prefect_launch.server.values import PAGE
+from prefect_launch.spec.scheduling import Priority
 
 #: A run as a flat row: its values by column.
 Row = Mapping[str, Any]
@@ -30,6 +31,17 @@ COLUMNS: Final = (
     *("entity", "project", "sweep_id", "attempts", "created", "started", "ended"),
     *("waited_seconds", "duration_seconds", "url"),
 )
+#: How long ago a run was queued: it changes all the time, so that no row has it.
+AGE: Final = "age"
+#: Columns that a list heads with other names, and shows in words.
+_HEADINGS: Final[Mapping[str, str]] = {"prio": "priority", "took": "duration_seconds", "waited": "waited_seconds"}
+#: How a text is read that such a column is compared with.
+_READERS: Final[Mapping[str, Callable[[str], float | None]]] = {
+    "priority": Priority.parse,
+    "duration_seconds": parse_duration,
+    "waited_seconds": parse_duration,
+    AGE: parse_duration,
+}
 #: Runs that are looked through for a filter or an order, newest first.
 SEARCHED: Final = 10_000
 STATES: Final[Mapping[str, StateType]] = {state.label.lower(): state.type for state in ItemState} | {
@@ -48,7 +60,9 @@ _OPERATORS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     "<": operator.lt,
 }
 _EQUALITY: Final = (operator.eq, operator.ne)
-_CONDITION: Final = re.compile(r"\s*(?P<column>[^=!<>]*?)\s*(?P<operator>[=!<>]=|[=<>])\s*(?P<value>.+?)\s*", re.DOTALL)
+_CONDITION: Final = re.compile(
+    r"\s*(?P<column>[^=!<>]*?)\s*(?P<operator>[=!<>]=|[=<>])\s*(?P<value>[^=!<>\s].*?)\s*", re.DOTALL
+)
 
 
 def check_column(name: str, others: Iterable[str] = ()) -> str:
@@ -66,6 +80,18 @@ def check_column(name: str, others: Iterable[str] = ()) -> str:
     raise unknown_name("column", name, [*COLUMNS, *others, *GROUPS, *(f"{group}.NAME" for group in GROUPS)])
 
 
+def _value_column(name: str) -> str:
+    """Return the column that a condition or an order looks at, by its name or by a list's heading."""
+    return AGE if name == AGE else check_column(_HEADINGS.get(name, name), (*_HEADINGS, AGE))
+
+
+def _value(row: Row, column: str) -> Any:
+    if column != AGE:
+        return row.get(column)
+    created = row["created"]
+    return None if created is None else (datetime.now(timezone.utc) - created).total_seconds()
+
+
 class Condition(NamedTuple):
     """What a row must have in a column, such as `outputs.accuracy > 0.9`."""
 
@@ -81,7 +107,7 @@ class Condition(NamedTuple):
             text: a column, one of `== != > >= < <=`, and a value as YAML has it.
 
         Raises:
-            SpecError: when it is none.
+            SpecError: when it is none, or its value is no time or no priority where the column is one.
             NotFoundError: for an unknown column.
         """
         match = _CONDITION.fullmatch(text)
@@ -94,11 +120,14 @@ class Condition(NamedTuple):
             value = yaml.safe_load(match["value"])
         except yaml.YAMLError:
             value = match["value"]
-        return cls(check_column(match["column"]), match["operator"], value)
+        column = _value_column(match["column"])
+        if isinstance(value, str) and column in _READERS:
+            value = _READERS[column](value)
+        return cls(column, match["operator"], value)
 
     def holds(self, row: Mapping[str, Any]) -> bool:
         """Whether it holds for a row; never for one that has nothing in the column."""
-        found = row.get(self.column)
+        found = _value(row, self.column)
         if found is None:
             return False
         compare = _OPERATORS[self.operator]
@@ -164,13 +193,17 @@ class RunFilter:
         for state in self.states:
             if state not in STATES:
                 raise unknown_name("state", state, STATES)
-        if self.sort is not None and check_column(self.sort.removeprefix("-")) in GROUPS:
+        if self.sort is not None and self._sorted_by in GROUPS:
             raise SpecError(f"Invalid order {self.sort!r}: name one of its columns, such as {self.sort}.NAME.")
 
     @property
     def columns(self) -> list[str]:
         """The columns that it looks at."""
-        return [each.column for each in self.where] + ([self.sort.removeprefix("-")] if self.sort else [])
+        return [each.column for each in self.where] + ([self._sorted_by] if self.sort else [])
+
+    @property
+    def _sorted_by(self) -> str:
+        return _value_column((self.sort or "").removeprefix("-"))
 
     def check_seen(self, seen: Collection[str]) -> None:
         """Refuse an input, output or metric that no run has, where runs have others of its group.
@@ -195,7 +228,7 @@ class RunFilter:
 
     def place(self, row: Row) -> tuple[bool, tuple[int, float, str]]:
         """Return what to sort a row by, in the order of `descends`; those with nothing in the column come last."""
-        value = row.get((self.sort or "").removeprefix("-"))
+        value = _value(row, self._sorted_by)
         return (value is None) is not self.descends, _order(value)
 
     @property

@@ -15,7 +15,7 @@ from prefect_launch import create_job, launch_add, runs_table
 from prefect_launch.cli.main import app
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.client.run_filter import Condition, RunFilter, parse_moment
-from prefect_launch.errors import NotFoundError, SpecError
+from prefect_launch.errors import LaunchError, NotFoundError, SpecError
 from prefect_launch.testing import InMemoryApi
 from tests.support.ended_runs import end, queues
 
@@ -77,6 +77,11 @@ def test_row_holds_inputs_results_and_last_metrics_by_their_names(three: Runs) -
         ("outputs.note > m", ["slow"]),
         ("outputs.accuracy > high", []),
         (["outputs.accuracy > 0.1", "inputs.lr < 0.2"], ["slow"]),
+        ("age < 1h", ["waits", "good", "slow"]),
+        ("took < 1min", ["good", "slow"]),
+        ("waited < 1h30m", ["good", "slow"]),
+        ("prio == medium", ["waits", "good", "slow"]),
+        ("priority < medium", []),
     ],
 )
 def test_condition_chooses_runs(three: Runs, where: Any, found: list[str]) -> None:
@@ -87,6 +92,20 @@ def test_order_puts_runs_without_a_value_last(three: Runs) -> None:
     assert names(sort="-outputs.accuracy") == ["good", "slow", "waits"]
     assert names(sort="outputs.accuracy") == ["slow", "good", "waits"]
     assert names(sort="-outputs.accuracy", limit=1) == ["good"]
+
+
+def test_order_is_by_the_headings_of_a_list_too(three: Runs) -> None:
+    assert names(sort="age") == ["waits", "good", "slow"]
+    assert names(sort="-age") == ["slow", "good", "waits"]
+    assert names(sort="-took")[-1] == "waits"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("took > high", "Invalid duration 'high'"), ("prio = urgent", "Invalid priority")]
+)
+def test_value_that_a_column_cannot_have_is_refused(text: str, said: str) -> None:
+    with pytest.raises(LaunchError, match=said):
+        Condition.parse(text)
 
 
 def test_filter_by_the_queue_the_state_and_the_time(three: Runs) -> None:
@@ -114,7 +133,7 @@ def test_unknown_name_is_refused_with_the_nearest(three: Runs, wanted: Any, said
         runs_table(**wanted)
 
 
-@pytest.mark.parametrize("text", ["accuracy", "outputs.accuracy >", "> 0.9", "outputs > 3", ""])
+@pytest.mark.parametrize("text", ["accuracy", "outputs.accuracy >", "> 0.9", "outputs > 3", "", "metrics.loss >> 3"])
 def test_what_is_no_condition_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(SpecError, match=r"such as 'outputs.accuracy > 0.9'"):
         Condition.parse(text)
@@ -178,6 +197,13 @@ def test_list_shows_the_columns_of_choice(three: Runs, command: Command) -> None
     assert head.split() == ["NAME", "lr", "accuracy", "note", "TOOK"]
     assert rows[0].split()[:3] == ["good", "0.5", "0.95"]
     assert rows[1].split()[:4] == ["slow", "0.1", "0.8", "so-so"]
+
+
+def test_empty_list_says_whether_its_options_leave_items_out(three: Runs, command: Command) -> None:
+    assert command("item", "list", "--where", "outputs.accuracy > 1").stdout == "No item matches these options.\n"
+    for run in three.values():
+        run.delete()
+    assert "prefect-launch add" in command("item", "list").stdout
 
 
 def test_list_for_programs_has_the_chosen_columns_by_their_names(three: Runs, command: Command) -> None:
