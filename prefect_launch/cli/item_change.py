@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prefect_launch.cli.item_list import text_of
 from prefect_launch.cli.item_view import find
 from prefect_launch.cli.launch_options import SetOption, VariablesOption, typed_inputs, typed_variables
 from prefect_launch.cli.options import ArgsArgument, ItemId, JsonOption
@@ -14,6 +15,7 @@ from prefect_launch.cli.output import print_json
 from prefect_launch.cli.process import connected
 from prefect_launch.client.item_fields import fields_of
 from prefect_launch.core.names import name_and_id, short_id
+from prefect_launch.core.nested import flat
 from prefect_launch.errors import SpecError
 
 if TYPE_CHECKING:
@@ -97,7 +99,8 @@ def edit(item_id: ItemId, inputs: SetOption = None, json: JsonOption = False) ->
     if json:
         print_json({**fields_of(run, item), "inputs": request_of(item)["inputs"]})
         return
-    typer.echo(f"The item {name_and_id(run)} has the inputs {request_of(item)['inputs']} now.")
+    shown = ", ".join(f"{name}={text_of(value)}" for name, value in flat(request_of(item)["inputs"]).items())
+    typer.echo(f"The inputs of {name_and_id(run)} are now: {shown}")
 
 
 def set_priority(

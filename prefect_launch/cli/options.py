@@ -57,15 +57,24 @@ ArgsArgument = Annotated[
 ]
 
 
+_REST: Final = "arguments of the program follow '--'"
+
+
 class PassesArgs(typer.core.TyperCommand):
     """A command whose parameter `args` takes all that follows `--`, and nothing before it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the command line: options, then what follows `--`."""
         end = args.index("--") if "--" in args else len(args)
-        rest = super().parse_args(ctx, args[:end])
+        try:
+            rest = super().parse_args(ctx, args[:end])
+        except Exception as error:
+            usage: Any = error
+            if hasattr(usage, "possibilities"):  # an unknown option, of click or of typer's copy of it
+                usage.message += f"; {_REST}"
+            raise
         if unexpected := ctx.params["args"]:
-            ctx.fail(f"Got unexpected extra argument ({' '.join(unexpected)}); arguments of the program follow '--'")
+            ctx.fail(f"Got unexpected extra argument ({' '.join(unexpected)}); {_REST}")
         ctx.params["args"] = args[end + 1 :]
         return rest
 
@@ -272,6 +281,10 @@ def nested(assignments: Iterable[tuple[str, str]], schema: Mapping[str, Any] | N
     inputs: dict[str, Any] = {}
     for name, text in assignments:
         *groups, last = [name] if name in _properties(schema) else name.split(".")
+        if "" in (*groups, last):
+            raise SpecError(
+                f"Invalid input name {name!r}: a part of it is empty. Write a.b for the input b of the group a."
+            )
         place, here = inputs, schema
         for group in groups:
             here = _properties(here).get(group)

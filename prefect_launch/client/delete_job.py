@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from prefect_launch.core.names import name_and_id
 from prefect_launch.core.states import StateType
+from prefect_launch.core.units import counted
 from prefect_launch.errors import LaunchError
 from prefect_launch.jobs.index import PATH_TAG
 from prefect_launch.server.paging import all_items
@@ -46,8 +47,8 @@ async def delete_job(session: Session, name: str, *, force: bool) -> DeletedJob:
         named = ", ".join(name_and_id(item) for item in waiting[:_NAMED])
         more = ", …" if len(waiting) > _NAMED else ""
         raise LaunchError(
-            f"{len(waiting)} items that wait would fail without the job {name!r}: {named}{more}. Cancel them, or delete"
-            " the job all the same with force (--force)."
+            f"{counted(len(waiting), 'waiting item')} would fail without the job {name!r}: {named}{more}. Cancel what"
+            " waits, or delete the job all the same with force (--force)."
         )
     aliases = await session.jobs.delete(entries)
     return DeletedJob(path, tuple(f"v{entry.version}" for entry in entries), aliases, len(waiting))

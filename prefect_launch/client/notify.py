@@ -135,7 +135,7 @@ class Notification:
     def in_words(self) -> str:
         """Say what it tells of."""
         ends = [cause for cause in self.causes if cause != STUCK]
-        parts = [f"is {' or '.join(ends)}"] if ends else []
+        parts = [f"has ended as {' or '.join(ends)}"] if ends else []
         parts += [f"has waited for {format_duration(self.wait_seconds)}"] if STUCK in self.causes else []
         return f"an item{f' of {self.queue}' if self.queue else ''} {' or '.join(parts)}"
 

@@ -310,7 +310,7 @@ def test_commands_say_what_has_changed(job_api: InMemoryApi, run: QueuedRun, com
     job_api.create_run_queue("other", "local-process")
 
     edited = command("item", "edit", "first", "--set", "lr=0.5").output
-    assert "'lr': 0.5" in edited
+    assert edited == f"The inputs of first ({short_id(run.id)}) are now: lr=0.5, epochs=3, optimiser=adam\n"
     assert "Nothing to change" in str(command("item", "edit", "first").exception)
     told = command("item", "set-priority", "first", "high").output
     new = job_api.queued_run(run.id)

@@ -43,7 +43,7 @@ def test_dry_run_shows_the_command_with_its_arguments(job_api: InMemoryApi, caps
     [
         ([*ADD, "epochs=3"], "Got unexpected extra argument (epochs=3)"),
         ([*ADD, "epochs=3", "--", "--more"], "Got unexpected extra argument (epochs=3)"),
-        ([*ADD, "--more"], "No such option: --more"),
+        ([*ADD, "--more"], "No such option: --more; arguments of the program follow '--'"),
         ([*ADD, "-c", '{"overrides": {"args": "--a"}}', "--", "--more"], "override args must be a list of strings"),
         (["job", "create", "code", "--", "."], "Missing argument 'DIR'"),
         (["job", "create", "image", "busybox:1", "--", "--more"], "Give it with -E"),

@@ -107,6 +107,12 @@ def test_dots_lead_into_groups_unless_an_input_has_them_in_its_name() -> None:
     assert inputs == {"optimizer": {"name": "1", "lr": 1}, "data.path": "1", "free": {"deep": {"x": 1}}}
 
 
+@pytest.mark.parametrize("name", ["a..b", ".a", "a."])
+def test_input_with_an_empty_part_in_its_name_is_refused(name: str) -> None:
+    with pytest.raises(SpecError, match=r"Invalid input name .* a part of it is empty"):
+        nested([(name, "1")], None)
+
+
 def test_input_that_is_both_value_and_group_is_refused() -> None:
     with pytest.raises(SpecError, match=r"'a\.b' is set in 'a'"):
         nested([("a", "1"), ("a.b", "2")], None)

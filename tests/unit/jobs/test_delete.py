@@ -94,7 +94,7 @@ def test_job_that_waiting_items_name_is_deleted_only_by_force(api: InMemoryApi, 
     for name in ("web", "web:v1"):
         refused = command("delete", name)
         assert isinstance(refused.exception, LaunchError)
-        assert f"1 items that wait would fail without the job {name!r}: {run.name} ({short_id(run.id)})" in str(
+        assert f"1 waiting item would fail without the job {name!r}: {run.name} ({short_id(run.id)})" in str(
             refused.exception
         )
     assert "v1" in versions(api)
