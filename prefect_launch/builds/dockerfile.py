@@ -26,6 +26,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.builds.context import BuildContext, merge, read_context
+from prefect_launch.environments.conda import CONDA_FILES
 from prefect_launch.environments.pip_config import (
     CERTIFICATES,
     INDEX_SETTINGS,
@@ -33,10 +34,8 @@ from prefect_launch.environments.pip_config import (
     PROJECT_LEFT_OUT,
     SECRETS,
 )
-from prefect_launch.environments.projects import FILE as PROJECT_FILE
-from prefect_launch.environments.requirements import CONDA_FILES, LOCK_FILE, PIP_FILE, read_requirements
+from prefect_launch.environments.requirements import read_requirements
 from prefect_launch.errors import SourceError
-from prefect_launch.jobs.model import JOB_FILE
 
 #: The folder of the build's own files: in the context, and in the image.
 FOLDER: Final = "launch/"
@@ -44,8 +43,6 @@ IMAGE_FOLDER: Final = "/opt/launch"
 #: The folder, in the context, of the code of a project that is installed above its dependencies.
 PROJECT_FOLDER: Final = "project/"
 SOURCES: Final = f"{FOLDER}src/"
-#: Files that take precedence over a conda file, as for local processes.
-_PIP_FIRST: Final = (JOB_FILE, PIP_FILE, LOCK_FILE, PROJECT_FILE)
 VENV: Final = "/opt/venv"
 #: The folder of the code in an image, which is the working directory of jobs.
 CODE_DIR: Final = "/workspace"
@@ -63,8 +60,8 @@ RUN command -v python3 >/dev/null 2>&1 || {{ \\
       && rm -rf /var/lib/apt/lists/*; }}"""
 _CONDA = f"""\
 USER root
-COPY {FOLDER}environment.yml {IMAGE_FOLDER}/environment.yml
-RUN micromamba create --yes --prefix {VENV} --file {IMAGE_FOLDER}/environment.yml && micromamba clean --all --yes
+COPY {SOURCES} {IMAGE_FOLDER}/src/
+RUN micromamba create --yes --prefix {VENV} --file {IMAGE_FOLDER}/src/environment.yml && micromamba clean --all --yes
 RUN mkdir -p {CODE_DIR} && chown {{user}}:0 {CODE_DIR}"""
 COPY_PROJECT = f"COPY {PROJECT_FOLDER} {IMAGE_FOLDER}/src/\n"
 
@@ -90,10 +87,7 @@ def find_dependencies(folder: Path, limit: int) -> Dependencies:
     Raises:
         SourceError: when a requirements file cannot be used.
     """
-    conda = next((folder / name for name in CONDA_FILES if (folder / name).is_file()), None)
     found = read_requirements(folder)
-    if conda is not None and not (found.arguments and any((folder / name).is_file() for name in _PIP_FIRST)):
-        return Dependencies(BuildContext().plus({f"{FOLDER}environment.yml": conda.read_bytes()}), conda=True)
     for name, place in found.variables.items():
         raise SourceError(
             f"{place} names the environment variable ${{{name}}}, and the build of an image is given none. Have the"
@@ -107,9 +101,14 @@ def find_dependencies(folder: Path, limit: int) -> Dependencies:
         **{f"{SOURCES}{name}": content for name, content in found.files.items()},
     }
     packages = merge(*(_package(path, folder, limit, SOURCES) for path in found.local))
+    if found.conda:
+        conda = next(folder / name for name in CONDA_FILES if (folder / name).is_file())
+        files = {**found.files, "environment.yml": conda.read_bytes()}
+        return Dependencies(packages.plus({f"{SOURCES}{name}": each for name, each in files.items()}), conda=True)
     is_apart = found.project and "." not in found.local
     project = _package(".", folder, limit, PROJECT_FOLDER) if is_apart else BuildContext()
-    marks = {f"{FOLDER}project": b""} if found.project and not is_apart else {}
+    is_marked = {"project": found.project and not is_apart, "git": found.needs_git}
+    marks = {f"{FOLDER}{name}": b"" for name, marked in is_marked.items() if marked}
     return Dependencies(merge(packages.plus({**files, **marks}), project), project=is_apart)
 
 
@@ -185,6 +184,17 @@ else
   "$python" -m venv --without-pip {VENV}
 fi
 . "$here/build.env"
+if [ -e "$here/git" ] && ! command -v git >/dev/null; then
+  if command -v apt-get >/dev/null; then
+    apt-get -q update
+    apt-get -q install -y --no-install-recommends git ca-certificates
+    rm -rf /var/lib/apt/lists/*
+  else
+    echo "The requirements name a git repository (git+...), and the base image has no git." >&2
+    echo "Name a base image that has it (the agent's builder.base_image), or give the job a Dockerfile." >&2
+    exit 1
+  fi
+fi
 if [ -s "$here/arguments" ]; then install $(cat "$here/arguments"); fi
 if [ -e "$here/project" ]; then install_project; fi
 site=$({VENV}/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')

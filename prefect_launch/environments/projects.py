@@ -62,6 +62,22 @@ class Project:
         sources = _table(self.pyproject, "tool", "uv", "sources")
         return self.is_static and not self.names_others and not sources
 
+    def folders(self) -> Iterator[str]:
+        """Yield the folders of dependencies that uv or Poetry takes from a path."""
+        needed = {
+            _normal_name(re.split(r"[^\w.-]", str(line), maxsplit=1)[0])
+            for line in self.metadata.get("dependencies", ())
+        }
+        poetry = _table(self.pyproject, "tool", "poetry", "dependencies")
+        named = {
+            name: source
+            for name, source in _table(self.pyproject, "tool", "uv", "sources").items()
+            if _normal_name(name) in needed
+        }
+        for source in (*named.values(), *poetry.values()):
+            if isinstance(source, Mapping) and isinstance(source.get("path"), str):
+                yield source["path"]
+
     @property
     def version_variables(self) -> dict[str, str]:
         """Variables that give its build a version, which it would read from a repository; a job's code has none."""
@@ -90,7 +106,8 @@ class Project:
         parts = [f"the extra {name}" for name in extras] + [f"the dependency group {name}" for name in groups]
         if parts:
             step = f"'-e .[{extras[0]}]'" if extras and self.is_built else "what the job needs of them"
-            yield f"Not installed: {', '.join(parts)} of {FILE}. A requirements.txt with {step} comes first."
+            named = ", ".join(parts)
+            yield f"Not installed: {named} of {FILE}. A requirements.txt or --install with {step} comes first."
         poetry = _table(self.pyproject, "tool", "poetry")
         if not self.is_built and not self.metadata and poetry.get("dependencies"):
             yield (
@@ -104,6 +121,10 @@ class Project:
                 f"{'says so' if 'build-system' in self.pyproject else 'has no [build-system]'}. What lies in src/"
                 " cannot be imported by its name."
             )
+
+
+def _normal_name(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def find_project(code: CodeTree, folder: str = ".") -> Project | None:
@@ -215,7 +236,8 @@ class CodeTree:
         if normal.startswith(("/", "..")) or not (real == self.root or self.root in real.parents):
             raise SourceError(
                 f"{named_by} names {path!r}, which lies outside of the job's code (or of its build context, when it has"
-                " one). A requirement must be in it: put a copy there."
+                " one). A requirement must be in it. Put a copy there; or leave the build context out, and name the"
+                " project by its folder: --install '-e FOLDER'."
             )
         return normal
 

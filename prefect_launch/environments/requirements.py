@@ -2,8 +2,9 @@
 
 The first of these that exists counts: `requirements.launch.txt` (what a job's `install` says), `requirements.txt`,
 `uv.lock` beside a `pyproject.toml`, the project (a `pyproject.toml` or `setup.py`, of any build backend),
-`requirements.frozen.txt`. uv reads them in a copy of the code's own folders, which stays next to the environment: so a
-package of the code can be installed from there, editable too.
+`requirements.frozen.txt`. A conda file comes before a project that states no dependencies in its `pyproject.toml`. uv
+reads them in a copy of the code's own folders, which stays next to the environment: so a package of the code can be
+installed from there, editable too.
 
 pip's own parser (pip-requirements-parser) reads encodings, continuation lines and options of requirements files. uv
 wants a space after a short option, no quotes, a `./` before a folder of wheels, and a requirement on one line: such a
@@ -20,12 +21,13 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
 from prefect_launch.core.filesystem import make_folders
+from prefect_launch.environments.conda import CONDA_FILES, PIP_SECTION_FILE, conda_refusal, read_conda_file
 from prefect_launch.environments.projects import FILE, SETUP, CodeTree, Project, find_project
 from prefect_launch.errors import SourceError
 from prefect_launch.jobs.model import JOB_FILE
@@ -33,12 +35,13 @@ from prefect_launch.jobs.model import JOB_FILE
 PIP_FILE: Final = "requirements.txt"
 _FROZEN_FILE: Final = "requirements.frozen.txt"
 LOCK_FILE: Final = "uv.lock"
+#: Files with requirements that count before a conda file.
+_BEFORE_CONDA: Final = (JOB_FILE, PIP_FILE, LOCK_FILE, FILE, _FROZEN_FILE)
 #: The requirements file that is generated from a lock.
 LOCKED_FILE: Final = "requirements.uv-lock.txt"
 #: The requirements file that is generated from `[project] dependencies`.
 _PROJECT_FILE: Final = "requirements.pyproject.txt"
 _UV_FILE: Final = "uv.toml"
-CONDA_FILES: Final = ("environment.yml", "environment.yaml", "conda.yml", "conda.yaml")
 #: Files of other tools that state requirements and are not read here.
 _OTHERS: Final = ("poetry.lock", "pdm.lock", "Pipfile", "Pipfile.lock", "pylock.toml", "pixi.toml", "conda-lock.yml")
 _VARIABLE: Final = re.compile(r"\$\{([A-Z0-9_]+)\}")
@@ -60,6 +63,7 @@ class Requirements:
         files: requirements files and settings, in uv's dialect, by their paths in the code.
         local: paths in the code that are installed, or hold wheels; `.` is all of it.
         key: text that is equal exactly when the same packages are required.
+        conda: packages of a conda file that only conda installs; then the rest is what its section `pip` needs.
         variables: environment variables that the files name (`${TOKEN}`), each with its place.
         notes: sentences for the job's author about files that are not read.
     """
@@ -70,8 +74,14 @@ class Requirements:
     files: Mapping[str, bytes] = field(default_factory=dict)
     local: tuple[str, ...] = ()
     key: str = ""
+    conda: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def needs_git(self) -> bool:
+        """Whether a requirement is an address of a git repository."""
+        return any(re.search(rb"\bgit\+\w+:", content) for content in self.files.values())
 
     @property
     def keeps_code(self) -> bool:
@@ -111,6 +121,8 @@ def read_requirements(
     else:
         found = _of_pip_file(code, _FROZEN_FILE) if code.has_file(_FROZEN_FILE) else Requirements()
         notes = [*(project.notes(code) if project else ())]
+    if not (found.arguments and any(code.has_file(name) for name in _BEFORE_CONDA)):
+        found = _of_conda(code) or found
     others = () if code.has_file(JOB_FILE) else _not_read(code, found)
     return Requirements(**{**vars(found), "notes": (*notes, *others, *_of_variables(found.variables))})
 
@@ -138,6 +150,17 @@ def _of_pip_file(code: CodeTree, path: str) -> Requirements:
     return _made(code, ("--requirement", path), reader)
 
 
+def _of_conda(code: CodeTree) -> Requirements | None:
+    path = next((name for name in CONDA_FILES if code.has_file(name)), None)
+    if path is None:
+        return None
+    file = read_conda_file(code.read(path) or b"", path)
+    reader = RequirementsFileReader(code)
+    reader.read_text("".join(f"{line}\n" for line in file.pip), PIP_SECTION_FILE)
+    made = _made(code, ("--requirement", PIP_SECTION_FILE) if file.pip else (), reader)
+    return replace(made, conda=file.packages)
+
+
 def _of_lock(code: CodeTree) -> Requirements:
     """Return the content of a `uv.lock` as requirements with hashes; nothing is resolved."""
     import uv
@@ -157,6 +180,8 @@ def _of_lock(code: CodeTree) -> Requirements:
 def _of_project(code: CodeTree, project: Project) -> Requirements:
     """Read a project. Its dependencies are installed before it, so that one that cannot be built has them."""
     file = FILE if project.pyproject else SETUP
+    for folder in project.folders():
+        code.inside(folder, FILE)
     build_variables = project.version_variables if project.is_built else {}
     digests = [code.digest(".")] if project.is_built or not project.stands_alone else []
     if not project.stands_alone:
@@ -204,7 +229,7 @@ def _passed_over(code: CodeTree, project: Project | None, found: Requirements) -
     if project is not None and project.needs_anything and "." not in found.local:
         yield (
             f"{FILE if project.pyproject else SETUP} is not read, since {PIP_FILE} comes first: write '-e .' into that"
-            " to have the project itself installed."
+            f" to have the project itself installed, or make the job with --install '-r {PIP_FILE}' --install '-e .'."
         )
     if code.has_file(LOCK_FILE):
         yield f"{LOCK_FILE} is not read, since {PIP_FILE} comes first: remove the one that is not meant."
@@ -215,9 +240,8 @@ def _not_read(code: CodeTree, found: Requirements) -> Iterable[str]:
     if others:
         instead = "the requirements are resolved anew" if found.arguments or found.project else "nothing is installed"
         yield f"{', '.join(others)} is not read, and {instead}: export it to a {PIP_FILE}, which is."
-    conda = [name for name in CONDA_FILES if code.has_file(name)]
-    if conda and not found.arguments and not found.project:
-        yield f"{conda[0]} is read for images only; a local process has nothing installed. Write a {PIP_FILE} for it."
+    if found.conda:
+        yield conda_refusal(found.conda)
 
 
 def _of_variables(variables: Mapping[str, str]) -> Iterable[str]:

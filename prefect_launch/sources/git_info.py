@@ -24,7 +24,7 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
 _SHORT_COMMIT: Final = re.compile(r"[0-9a-f]{7,63}\Z")
 #: The files of a commit that are fetched, and the most of them.
 _REQUIREMENTS: Final = re.compile(
-    r"(?:.*/)?(?:pyproject\.toml|setup\.py|uv\.toml|[^/]*(?:requirement|constraint)[^/]*\.(?:txt|in)"
+    r"(?:.*/)?(?:pyproject\.toml|setup\.py|uv\.toml|(?:environment|conda)\.ya?ml|[^/]*(?:requirement|constraint)[^/]*\.(?:txt|in)"
     r"|(?:requirements?|constraints?|reqs?|deps)/[^/]*\.(?:txt|in))"
 )
 _MOST_FETCHED: Final = 50

@@ -107,7 +107,12 @@ def test_set_up_runs_as_a_container(machine: Machine, containers: dict[str, str]
 
 
 def check(machine: Machine, item: str, case: dict[str, Any]) -> None:
-    """A set-up has run to its end, and has printed what it should."""
-    assert json.loads(machine("item", "show", item, "--json"))["state"] == "completed", machine("item", "show", item)
+    """A set-up has run to its end, and has printed what it should; or it is refused in these words."""
+    state, told = json.loads(machine("item", "show", item, "--json"))["state"], machine("item", "show", item)
+    if "refused" in case:
+        assert state == "failed"
+        assert case["refused"] in " ".join(told.split())
+        return
+    assert state == "completed", told
     log = machine("item", "logs", item).splitlines()
     assert [line for line in log if line in case["prints"]] == case["prints"], log

@@ -57,7 +57,7 @@ def test_accelerator_base_gets_a_python_when_it_has_none() -> None:
 
 def test_conda_file_is_installed_by_micromamba() -> None:
     text = write_dockerfile(Recipe(base="micromamba", conda=True))
-    assert "micromamba create --yes --prefix /opt/venv --file /opt/launch/environment.yml" in text
+    assert "micromamba create --yes --prefix /opt/venv --file /opt/launch/src/environment.yml" in text
     assert "--mount" not in text
 
 
@@ -153,11 +153,23 @@ def test_lock_that_is_none_is_refused(tmp_path: Path) -> None:
         find_dependencies(tmp_path, LIMIT)
 
 
-def test_conda_file_counts_when_no_pip_file_is_there(tmp_path: Path) -> None:
-    root = code(tmp_path, environment_yml="dependencies: [numpy]\n", requirements_frozen_txt="six")
+@pytest.mark.parametrize("name", ["requirements_launch_txt", "requirements_txt", "requirements_frozen_txt"])
+def test_conda_file_counts_when_no_pip_file_is_there(tmp_path: Path, name: str) -> None:
+    root = code(tmp_path, environment_yml="dependencies: [numpy]\n", setup_py="import setuptools\n")
     assert find_dependencies(root, LIMIT).conda
-    code(root, requirements_txt="six")
-    assert not find_dependencies(root, LIMIT).conda
+    (root / "setup.py").unlink()
+    assert not find_dependencies(code(root, **{name: "six"}), LIMIT).conda
+
+
+def test_conda_environment_gets_what_its_pip_section_names(tmp_path: Path) -> None:
+    given = "dependencies:\n- numpy\n- pip:\n  - -r req/more.txt\n  - -e libs/common\n"
+    code(tmp_path, environment_yaml=given, req__more_txt="six\n", main_py="")
+    code(tmp_path, libs__common__setup_py="import setuptools\n")
+    found = texts(tmp_path)
+    assert found["launch/src/environment.yml"] == given
+    assert found["launch/src/req/more.txt"] == "six\n"
+    assert found["launch/src/libs/common/setup.py"] == "file"
+    assert "launch/src/main.py" not in found
 
 
 def image_build(**changes: object) -> ImageBuild:

@@ -9,6 +9,7 @@ import pytest
 
 from prefect_launch.environments.pip_config import uv_environment
 from prefect_launch.environments.requirements import Requirements, read_requirements, stage
+from prefect_launch.environments.venv import Environments
 from prefect_launch.errors import SourceError
 
 
@@ -233,11 +234,32 @@ def test_project_that_is_installed_is_keyed_by_the_code_and_one_that_is_not_by_i
         ({"pyproject_toml": '[project]\nname = "x"\ndependencies = ["a"]\n', "src__x_py": ""}, "has no [build-system]"),
         ({"poetry_lock": "", "main_py": ""}, "poetry.lock is not read, and nothing is installed"),
         ({"Pipfile": "", "requirements_txt": "six\n"}, "Pipfile is not read, and the requirements are resolved anew"),
-        ({"environment_yml": ""}, "environment.yml is read for images only"),
+        ({"environment_yml": "dependencies: [python=3.11, numpy]\n"},
+         "environment.yml asks for conda's packages (numpy)"),
     ],
 )  # fmt: skip
 def test_what_is_not_read_is_said(tmp_path: Path, files: dict[str, str], note: str) -> None:
     assert any(note in said for said in read_requirements(code(tmp_path, **files)).notes)
+
+
+def test_conda_file_without_packages_of_conda_is_read_as_a_requirements_file(tmp_path: Path) -> None:
+    given = "dependencies:\n- python=3.11\n- conda-forge::pip>=23\n- pip:\n  - -r more.txt\n  - six==1.17.0\n"
+    found = read_requirements(code(tmp_path, environment_yml=given, more_txt="toolz\n"))
+    assert found.arguments == ("--requirement", "requirements.conda.txt")
+    assert asked(found) == {"requirements.conda.txt": "-r more.txt\nsix==1.17.0\n", "more.txt": "toolz\n"}
+    assert (found.conda, found.notes) == ((), ())
+
+
+@pytest.mark.parametrize("given", ["- numpy\n", "dependencies: numpy\n", "dependencies: [\n"])
+def test_conda_file_that_conda_does_not_read_is_refused(tmp_path: Path, given: str) -> None:
+    with pytest.raises(SourceError, match=r"The job's environment\.yml (has no list|cannot be read)"):
+        read_requirements(code(tmp_path, environment_yml=given))
+
+
+async def test_environment_of_condas_packages_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    root = code(tmp_path / "code", environment_yml="dependencies:\n- nvidia::cuda-toolkit=12\n- numpy\n- pip: [six]\n")
+    with pytest.raises(SourceError, match=r"asks for conda's packages \(cuda-toolkit, numpy\).*--install"):
+        await Environments(tmp_path / "environments").ensure(root)
 
 
 def test_code_that_is_read_whole_is_told_nothing(tmp_path: Path) -> None:
@@ -248,6 +270,26 @@ def test_code_that_is_read_whole_is_told_nothing(tmp_path: Path) -> None:
 def test_frozen_requirements_are_the_last_resort(tmp_path: Path) -> None:
     found = read_requirements(code(tmp_path, requirements_frozen_txt="b==1\n"))
     assert asked(found) == {"requirements.frozen.txt": "b==1\n"}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        'name = "fit"\ndependencies = ["Acme_Core>=1"]\n[tool.uv.sources]\nacme-core = { path = "../core" }\n',
+        'name = "fit"\ndynamic = ["dependencies"]\n[tool.poetry.dependencies]\ncore = { path = "../core" }\n',
+    ],
+)
+def test_project_that_needs_a_folder_outside_of_the_code_is_refused(tmp_path: Path, told: str) -> None:
+    with pytest.raises(SourceError, match=r"pyproject\.toml names '\.\./core'.*--install '-e FOLDER'"):
+        read_requirements(code(tmp_path, pyproject_toml=f"[project]\n{told}"))
+    unused = '[project]\nname = "fit"\ndependencies = ["six"]\n[tool.uv.sources]\ncore = { path = "../core" }\n'
+    assert read_requirements(code(tmp_path, pyproject_toml=unused)).arguments
+
+
+def test_address_of_a_git_repository_needs_git(tmp_path: Path) -> None:
+    folder = code(tmp_path, requirements_txt="-r more.txt\n", more_txt="clip @ git+https://example.com/clip@v1\n")
+    assert read_requirements(folder).needs_git
+    assert not read_requirements(code(folder, more_txt="digit\n")).needs_git
 
 
 def test_requirements_for_jobs_alone_come_first(tmp_path: Path) -> None:

@@ -1,0 +1,3 @@
+import clip
+
+print(clip)
