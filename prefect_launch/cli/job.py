@@ -78,7 +78,7 @@ _OPTIONS: Final[dict[str, Any]] = {
             "--install",
             metavar="REQUIREMENT",
             help="What to install in place of the code's requirements: a line of a requirements file, such as"
-            " '-e .[train]' or '-r requirements/train.txt'. Repeat for more.",
+            " '-r requirements/train.txt'. Repeat for more.",
         ),
     ],
     "dockerfile": _option("-D", "--dockerfile", metavar="PATH", text="The job's own Dockerfile, in the build context."),

@@ -100,7 +100,7 @@ class OwnOptions:
         given: dict[str, Any] = {"after": [find(api, one).id for one in self.after]} if self.after else {}
         for spec_field in _SPEC_FIELDS:
             value = getattr(self, parameter_of(spec_field.path))
-            if value is not None:
+            if value is not None and value != []:
                 read = _READERS.get(spec_field.path)
                 given[spec_field.path] = read(value, spec_field.option.flags[-1]) if read else value
         return self._with_overrides(api, _over(config, placed(given)))
@@ -189,6 +189,8 @@ def _declared(spec_field: SpecField) -> tuple[str, Any, Any]:
     kind: Any = Annotated[str | None, shown]
     if spec_field.info.annotation == bool | None:
         kind = Annotated[bool | None, shown]
+    if spec_field.info.annotation == tuple[str, ...]:
+        kind = Annotated[list[str] | None, shown]
     return parameter_of(spec_field.path), kind, field(default=None)
 
 

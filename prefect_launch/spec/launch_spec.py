@@ -90,7 +90,7 @@ class GitSource(_Part):
     )
     install: Annotated[tuple[str, ...], Option(("--install",), "REQUIREMENT")] = Field(
         default=(),
-        description="Of a uri's job: what to install in place of its requirements, such as '-e .[train]' or"
+        description="Of a uri's job: what to install in place of its requirements, such as"
         " '-r requirements/train.txt'. Repeat for more.",
     )
     job_name: Annotated[str | None, Option(("-J", "--job-name"), "NAME")] = Field(

@@ -111,3 +111,49 @@ def test_notebook_runs_from_a_folder_and_from_a_repository(launch_cli: Cli, host
 
     assert "left out of the notebook: !nvidia-smi\nepoch 0\nepoch 1\n" in from_folder
     assert from_git == from_folder
+
+
+STRANGERS = {
+    "requirements.txt": "a-package-that-nobody-has-published\n",
+    "requirements/train.txt": "six==1.17.0\nclip @ git+{clip}@v1\n",
+    "setup.py": "from setuptools import setup\n\nsetup(name='waves', version='1', py_modules=['waves'])\n",
+    "waves.py": "HEIGHT = 3\n",
+    "scripts/train.py": """
+import pathlib, sys
+import clip, six, waves
+top = next(folder for folder in pathlib.Path(__file__).resolve().parents if (folder / ".git").exists())
+sys.path.append(str(top / "inner"))
+import points
+print(waves.HEIGHT, clip.NAME, points.POINTS, six.__version__, *sys.argv[1:])
+""",
+}
+
+
+def test_strangers_repository_with_a_submodule_runs_with_what_its_readme_installs(
+    prefect_server: PrefectServerProcess, launch_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"waves-{uuid4().hex[:8]}"
+    host = GitServer(tmp_path / "host")
+    monkeypatch.setenv("GIT_SSL_CAINFO", str(host.certificate))
+    monkeypatch.setenv("PREFECT_LAUNCH_HOME", str(tmp_path / "home"))
+    clip, inner, outer = (host.repository(f"team/{each}") for each in ("clip", "inner", name))
+    clip.commit(clip="NAME = 'clip'", setup="from setuptools import setup\nsetup(name='clip', py_modules=['clip'])")
+    clip.git("tag", "v1")
+    inner.commit(points="POINTS = [1, 2]")
+    for path, text in STRANGERS.items():
+        (outer.path / path).parent.mkdir(parents=True, exist_ok=True)
+        (outer.path / path).write_text(text.replace("{clip}", host.url("team/clip")))
+    outer.git("submodule", "--quiet", "add", inner.url, "inner")
+    outer.git("config", "--file", ".gitmodules", "submodule.inner.url", "../inner")
+    outer.commit()
+    launch_cli("queue", "create", name)
+    try:
+        install = ("--install", "-r requirements/train.txt", "--install", "-e .")
+        add = ("add", "-u", host.url(f"team/{name}"), "-E", "python scripts/train.py", "-q", name, *install)
+        added = json.loads(launch_cli(*add, "--json", "--", "--lr", "0.5").stdout)
+        launch_cli("agent", "start", "-q", name, "--until-empty")
+    finally:
+        host.stop()
+
+    assert launch_cli("item", "logs", added["id"]).stdout == "3 clip [1, 2] 1.17.0 --lr 0.5\n"
+    assert "-r requirements/train.txt, -e ." in launch_cli("job", "show", added["job"]).stdout
