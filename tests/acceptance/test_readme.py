@@ -59,11 +59,3 @@ def test_readme_is_short_and_has_no_relative_picture_or_link() -> None:
     assert len(text.splitlines()) <= MOST_LINES
     assert links
     assert not [link for pair in links for link in pair if link and not link.startswith("https://")]
-
-
-def test_pictures_and_files_that_the_readme_links_are_in_the_repository_that_the_package_names() -> None:
-    repository = re.findall(r'^Source = "(.+)"$', (PROJECT / "pyproject.toml").read_text(), re.MULTILINE)[0]
-    linked = re.findall(rf"{re.escape(repository)}/(?:blob|raw|tree)/main/([^)#\"]+)", README.read_text())
-
-    assert linked
-    assert not [path for path in linked if not (PROJECT / path).exists()]

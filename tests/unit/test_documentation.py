@@ -90,6 +90,19 @@ def test_messages_that_troubleshooting_quotes_are_those_of_the_code() -> None:
     assert not gone
 
 
+def test_files_and_pictures_that_pages_link_are_in_the_repository_that_the_package_names() -> None:
+    source = re.findall(r'^Source = "(.+)"$', (PROJECT / "pyproject.toml").read_text(), re.MULTILINE)[0]
+    pages = [PROJECT / "README.md", PROJECT / "SECURITY.md", *DOCS.rglob("*.md")]
+    linked = [
+        (page.name, path)
+        for page in pages
+        for path in re.findall(rf"{re.escape(source)}/(?:blob|raw|tree)/main/([^)#\"]+)", page.read_text())
+    ]
+
+    assert ("README.md", "docs/images/agent.png") in linked
+    assert not [(page, path) for page, path in linked if not (PROJECT / path).exists()]
+
+
 def _commands(prefix: str = "", within: Any = None) -> Iterator[tuple[str, Any]]:
     """Yield the commands, each with its words."""
     found = {name: load_command(name) for name in COMMANDS} if within is None else within.commands
