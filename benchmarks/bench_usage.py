@@ -62,7 +62,7 @@ def _figure(place: Place, queue: str, what: str, spec: Mapping[str, object]) -> 
 
 def _share(place: Place, queue: str, spec: Mapping[str, object], count: int, *, samples: bool) -> float:
     """Return the share of a core that an agent uses while its runs do nothing, in percent."""
-    agent = running_agent(place, queue, max_jobs=count, samples=samples)
+    agent = running_agent(place, queue, max_jobs=count, samples=samples, stopped_run_timeout=1)
     with agent as process, _runs(place, queue, spec, count):
         time.sleep(0.5 if place.quick else _SETTLE_SECONDS)
         begun, spent = time.monotonic(), cpu_ms(process.pid)
