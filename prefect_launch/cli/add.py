@@ -237,7 +237,12 @@ def build_log(is_wanted: bool) -> Iterator[None]:
 
 # Output of `add --explain`.
 
-_COLUMNS = (Column("WHAT"), Column("ASKED FOR", gives_way=True), Column("BECOMES", gives_way=True), Column("BY"))
+_COLUMNS = (
+    Column("WHAT"),
+    Column("ASKED FOR", gives_way=True),
+    Column("BECOMES", gives_way=True),
+    Column("BY", wraps=True),
+)
 
 
 def print_explanation(explanation: Explanation) -> None:

@@ -21,11 +21,11 @@ from prefect_launch.cli.item_view import (
     waiting_fields,
 )
 from prefect_launch.cli.options import ItemId, JsonOption, PassesArgs, examples, group
-from prefect_launch.cli.output import Column, at, lasted, print_details, print_json, print_table
+from prefect_launch.cli.output import Column, at, lasted, print_details, print_json, print_table, terminal_columns
 from prefect_launch.cli.process import connected
 from prefect_launch.client.item_fields import duration_of, fields_of, request_of, started_at, state_of
 from prefect_launch.core.names import name_and_id, short_id
-from prefect_launch.core.states import StateType
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.terminal import printable
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
             ("rerun of", (earlier := request.get("rerun_of")) and short_id(earlier)),
             ("after", ", ".join(short_id(one) for one in request.get("after") or ())),
             ("state", state_of(item)),
-            ("message", item.message),
+            ("message", "" if waiting and item.state_name == ItemState.QUEUED.label else item.message),
             ("why", waiting and waiting.reason),
             ("place", waiting and waiting.position),
             ("starts", start_in_words(waiting)),
@@ -98,7 +98,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
             ("inputs", request["inputs"]),
             ("sweep", request.get("sweep")),
             ("outputs", outputs),
-            ("metrics", metrics_in_words(metrics)),
+            ("metrics", metrics_in_words(metrics, _room_for_values())),
             ("used" if item.is_terminal else "uses", usage_in_words(usage, item)),
             ("arguments", shlex.join(request.get("args") or ())),
             ("entry point", shlex.join(request.get("entry_point") or ())),
@@ -122,6 +122,12 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
     if lines:
         typer.echo(f"\nThe last lines of the log ('prefect-launch item logs {short_id(run.id)}' shows all):")
         typer.echo("\n".join(f"  {printable(line)}" for line in lines))
+
+
+def _room_for_values() -> int | None:
+    """Return how many characters a value beside its name may have in this terminal."""
+    columns = terminal_columns()
+    return None if columns is None else columns - len("entry point  ")
 
 
 def _states(api: Api, run: QueuedRun) -> list[State]:

@@ -30,6 +30,9 @@ _MIN_PART_CHARS: Final = 6
 _SEARCHED: Final = 2_000
 #: How much of an image's digest a list shows.
 _DIGEST_CHARS: Final = 12
+#: Of a metric's course, where there is room, and where there is none.
+_SPARKLINE_CHARS: Final = 24
+_LEAST_SPARKLINE_CHARS: Final = 8
 #: How many candidates a refusal names.
 _NAMED: Final = 10
 _PART = re.compile(r"[0-9a-f-]*\Z")
@@ -100,19 +103,30 @@ def outputs_of(run: QueuedRun, item: Item) -> dict[str, Any]:
         return {}
 
 
-def metrics_in_words(metrics: Metrics) -> str:
-    """Return a line for each metric: its last value, where it is lowest and highest, and its course as a sparkline."""
+def metrics_in_words(metrics: Metrics, columns: int | None = None) -> str:
+    """Return a line for each metric: its last value, where it is lowest and highest, and its course as a sparkline.
+
+    Args:
+        metrics: of an item.
+        columns: that a line may have; the sparklines are shorter then.
+    """
     from prefect_launch.core.metrics import Series, format_number, sparkline
 
     rows = []
     for name in metrics.names:
         value, series = metrics.value(name), metrics.series.get(name, Series())
-        course = sparkline([each for _, each in series.points()])
         ends = [f"{word} {format_number(end[1])}" for word, end in (("low", series.low), ("high", series.high)) if end]
         step = [f"step {series.last[0]}"] if series.last else []
-        rows.append((name, "" if value is None else format_number(value), course, ", ".join([*step, *ends])))
-    widths = [max((len(row[place]) for row in rows), default=0) for place in range(3)]
-    return "\n".join("  ".join([*map(str.ljust, row, widths), row[3]]).rstrip() for row in rows)
+        points = [each for _, each in series.points()]
+        rows.append((name, "" if value is None else format_number(value), ", ".join([*step, *ends]), points))
+    names, values, words = (max((len(str(row[place])) for row in rows), default=0) for place in range(3))
+    left = _SPARKLINE_CHARS if columns is None else columns - names - values - words - 6
+    width = max(_LEAST_SPARKLINE_CHARS, min(_SPARKLINE_CHARS, left))
+    lines = [(sparkline(points, width), *row) for *row, points in rows]
+    drawn = max((len(line) for line, *_ in lines), default=0)
+    return "\n".join(
+        f"{name:{names}}  {value:{values}}  {line:{drawn}}  {said}".rstrip() for line, name, value, said in lines
+    )
 
 
 def usage_in_words(usage: Mapping[str, float], item: Item) -> str:

@@ -102,20 +102,39 @@ def table_of(columns: Sequence[Column], rows: Iterable[Sequence[object]], width:
 
 
 def print_details(pairs: Iterable[tuple[str, object]]) -> None:
-    """Print names and values, one pair a line; skips values that are `None` or empty."""
-    _print(_console(), details_of(pairs))
+    """Print names and values, one pair a line; skips values that are `None` or empty.
+
+    What is one word, such as an address, stays whole, to be copied: the terminal wraps it where it is too long.
+    """
+    console, rows = _console(), _details(pairs)
+    width, names = console.width, max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        is_word = len(value.plain.split()) == 1
+        console.width = max(width, names + 2 + value.cell_len) if is_word else width
+        _print(console, _grid([(name, value)], names))
 
 
 def details_of(pairs: Iterable[tuple[str, object]]) -> Table:
     """Return names and values as a table of two columns; skips values that are `None` or empty."""
+    return _grid(_details(pairs))
+
+
+def _details(pairs: Iterable[tuple[str, object]]) -> list[tuple[str, Text]]:
+    return [
+        (name, _cell(_yaml(value) if isinstance(value, (Mapping, list, tuple)) else value))
+        for name, value in pairs
+        if value is not None and value != "" and value != {} and value != []
+    ]
+
+
+def _grid(rows: Iterable[tuple[str, Text]], names: int | None = None) -> Table:
     from rich.table import Table
 
     grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(style="bold", no_wrap=True, width=names)
     grid.add_column(overflow="fold")
-    for name, value in pairs:
-        if value is not None and value != "" and value != {} and value != []:
-            grid.add_row(name, _cell(_yaml(value) if isinstance(value, (Mapping, list, tuple)) else value))
+    for row in rows:
+        grid.add_row(*row)
     return grid
 
 
@@ -201,14 +220,17 @@ def _cell(value: object) -> Text:
 def _fitted(columns: Sequence[Column], rows: list[list[Text]], width: int) -> list[int]:
     """Return the widths by which a table fits: columns that give way or wrap do, the widest first.
 
-    Rich alone would cut every column. Where theirs is not enough, any column gives way; a title never does.
+    Rich alone would cut every column. Where theirs is not enough, any column gives way; a title never does. A table
+    that cannot fit at all keeps its texts readable: the terminal wraps its lines anyway.
     """
     widths = [max([len(column.title), *(row[place].cell_len for row in rows)]) for place, column in enumerate(columns)]
     texts = [place for place, column in enumerate(columns) if not column.right]
     give_way = [place for place, column in enumerate(columns) if column.gives_way or column.wraps]
-    for may, least in ((give_way, _READABLE_CHARS), (give_way, 0), (texts, 0)):
+    steps = ((give_way, _READABLE_CHARS), (give_way, 0), (texts, 0))
+    least_sum = sum(len(columns[place].title) if place in texts else widths[place] for place in range(len(widths)))
+    for may, least in steps if least_sum + 2 * (len(widths) - 1) <= width else steps[:1]:
         left = [place for place in may if widths[place] > max(least, len(columns[place].title))]
-        while left and sum(widths) + 2 * len(widths) > width:
+        while left and sum(widths) + 2 * (len(widths) - 1) > width:
             widths[max(left, key=lambda place: widths[place])] -= 1
             left = [place for place in left if widths[place] > max(least, len(columns[place].title))]
     return widths

@@ -76,9 +76,8 @@ def started_at(item: Item) -> datetime | None:
 
 
 def duration_of(item: Item) -> float | None:
-    """Return how long it ran or has been running, in seconds."""
-    started = started_at(item)
-    return None if started is None else ((item.end_time or datetime.now(timezone.utc)) - started).total_seconds()
+    """Return how long its attempts ran, or have been running, in seconds."""
+    return item.running_seconds(datetime.now(timezone.utc)) if item.run_count else None
 
 
 def fields_of(run: QueuedRun, item: Item) -> dict[str, Any]:

@@ -104,6 +104,11 @@ class Item(_Value):
         """The number of its last attempt; 1 before it has run."""
         return max(1, self.run_count)
 
+    def running_seconds(self, now: datetime) -> float:
+        """Return for how long it was Running by then, in all: the times between its attempts are left out."""
+        since = self.state.timestamp if self.state and self.state_type is StateType.RUNNING else None
+        return self.total_run_time + (0.0 if since is None else max(0.0, (now - since).total_seconds()))
+
     @property
     def message(self) -> str:
         """The message of its state, or an empty text."""

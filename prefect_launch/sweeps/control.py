@@ -22,7 +22,7 @@ from prefect_launch.queues.session import QUEUE_LABEL
 from prefect_launch.server.values import Item, State
 from prefect_launch.sweeps.history import History, TrialState
 from prefect_launch.sweeps.requests import PauseRequest, RetryRequest, SchedulerProcess, TrialCount, queued_again
-from prefect_launch.sweeps.runner import LOOK_SECONDS, SweepRunner, running_seconds
+from prefect_launch.sweeps.runner import LOOK_SECONDS, SweepRunner
 from prefect_launch.sweeps.scheduler import Command, Control, EndSweep, decide, reason_to_end
 from prefect_launch.sweeps.sweep_check import check_sweep_request
 from prefect_launch.sweeps.sweep_run import config_of, read_sweep
@@ -223,7 +223,7 @@ def _ends_paused(sweep: Item, history: History) -> bool:
     """Whether a scheduler ends a sweep that is paused, none of whose trials is open; an agent writes no such end."""
     if QUEUE_LABEL in sweep.labels:
         return False
-    elapsed = running_seconds(sweep, datetime.now(timezone.utc))
+    elapsed = sweep.running_seconds(datetime.now(timezone.utc))
     drained = Control(Command.DRAIN, elapsed, retries=RetryRequest.of(sweep).tries, made=TrialCount.of(sweep).made)
     return bool(decide(config_of(sweep), history, drained, lambda _: None))
 
@@ -292,7 +292,7 @@ async def retry_trials(
         history = (await read_trials(session.server, sweep_id, config)).history
         request = RetryRequest.of(sweep)
         wanted = request.with_tries(_next_tries(sweep, history, request, numbers))
-        elapsed = running_seconds(sweep, datetime.now(timezone.utc))
+        elapsed = sweep.running_seconds(datetime.now(timezone.utc))
         end = reason_to_end(config, history, Control(elapsed_seconds=elapsed, retries=wanted.tries))
         if end is not None:
             raise LaunchError(f"The sweep {sweep_id} would end before a trial of it runs again: {end.message}")

@@ -239,7 +239,7 @@ class SweepRunner:
         if self._only_stops and command is Command.RUN:
             return EndSweep(Outcome.PAUSED, "The sweep was resumed meanwhile.")
         retries = RetryRequest.of(sweep).tries
-        elapsed = running_seconds(sweep, datetime.now(timezone.utc)) if sweep is not None else 0.0
+        elapsed = sweep.running_seconds(datetime.now(timezone.utc)) if sweep is not None else 0.0
         try:
             await self._note_made(trials.history.made)
             control = Control(command=command, elapsed_seconds=elapsed, retries=retries, made=self._made)
@@ -351,14 +351,3 @@ def _end_elsewhere(sweep: Item | None) -> EndSweep | None:
 def _can_go_on(sweep: Item | None) -> bool:
     """Whether the sweep has ended only for want of its process."""
     return sweep is not None and sweep.state_type is StateType.CRASHED
-
-
-def running_seconds(sweep: Item, now: datetime) -> float:
-    """Return for how long a sweep was Running: the time in which it was paused, or had ended, is left out.
-
-    Args:
-        sweep: its flow run.
-        now: the time.
-    """
-    since = sweep.state.timestamp if sweep.state and sweep.state_type is StateType.RUNNING else None
-    return sweep.total_run_time + (0.0 if since is None else max(0.0, (now - since).total_seconds()))

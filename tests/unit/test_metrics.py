@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import orjson
 import pytest
 
+from prefect_launch.cli.item_view import metrics_in_words
 from prefect_launch.core.metric_chart import chart_svg, metrics_markdown
 from prefect_launch.core.metric_lines import blank_metrics, without_blanks, without_metrics
 from prefect_launch.core.metrics import (
@@ -183,6 +184,19 @@ def test_lines_of_metrics_are_taken_out_of_a_log_and_nothing_else() -> None:
 
 
 # --- what people look at ---
+
+
+@pytest.mark.parametrize(("columns", "drawn"), [(None, 24), (50, 15), (20, 8)])
+def test_line_of_a_metric_fits_the_terminal_by_a_shorter_sparkline(columns: int | None, drawn: int) -> None:
+    series = Series()
+    for step in range(100):
+        series.add(step, float(step))
+
+    line = metrics_in_words(Metrics(100, {"loss": series}), columns)
+
+    assert line.startswith("loss  99  ▁")
+    assert line.endswith("█  step 99, low 0, high 99")
+    assert sum(each in "▁▂▃▄▅▆▇█" for each in line) == drawn
 
 
 def test_sparkline_has_a_block_for_each_part_of_the_history() -> None:

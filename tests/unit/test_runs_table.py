@@ -13,9 +13,12 @@ from typer.testing import CliRunner, Result
 
 from prefect_launch import create_job, launch_add, runs_table
 from prefect_launch.cli.main import app
+from prefect_launch.client.item_fields import duration_of
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.client.run_filter import Condition, RunFilter, parse_moment
+from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError, NotFoundError, SpecError
+from prefect_launch.server.values import State
 from prefect_launch.testing import InMemoryApi
 from tests.support.ended_runs import end, queues
 
@@ -178,6 +181,16 @@ def test_metrics_that_a_condition_has_read_are_not_read_again(three: Runs, api: 
     assert asked.count("read_artifacts") == 1
 
 
+def test_duration_leaves_out_the_time_between_attempts(three: Runs) -> None:
+    now = datetime.now(timezone.utc)
+    retried = three["slow"].item.model_copy(update={"start_time": now - timedelta(hours=2), "total_run_time": 3.0})
+
+    assert duration_of(retried) == 3.0
+    running = State.of(ItemState.RUNNING).model_copy(update={"timestamp": now - timedelta(seconds=60)})
+    again = retried.model_copy(update={"state": running, "state_type": running.type, "end_time": None})
+    assert duration_of(again) == pytest.approx(63.0, abs=5)
+
+
 def test_job_means_all_its_versions_and_with_a_version_that_one(api: InMemoryApi) -> None:
     for number in range(2):
         create_job(f"busybox:{number}", "image", name="train")
@@ -228,4 +241,4 @@ def test_columns_of_one_name_are_told_apart_by_their_groups(three: Runs, command
 def test_columns_that_do_not_fit_are_all_shown(three: Runs, command: Command) -> None:
     shown = command("item", "list", "-C", "name,outputs,duration_seconds,waited_seconds,state", columns=30).stdout
 
-    assert [line.split()[0][:4] for line in shown.splitlines()] == ["NAME", "wai…", "good", "slow"]
+    assert [line.split()[0][:4] for line in shown.splitlines()] == ["NAME", "wait", "good", "slow"]

@@ -55,6 +55,14 @@ def add(api: InMemoryApi, *names: str) -> list[QueuedRun]:
     return launch_add_many([{**IMAGE, "name": name} for name in names], "gpu", api=api)
 
 
+def test_item_that_waits_says_why_once(api: InMemoryApi, command: Command) -> None:
+    (run,) = add(api, "waits")
+
+    lines = command("item", "show", run.id).stdout.partition("TIME")[0].splitlines()
+
+    assert [line.split()[0] for line in lines if "agent is online" in line or "agent was online" in line] == ["why"]
+
+
 def propose(api: InMemoryApi, run: QueuedRun, state: State) -> None:
     async def call(session: Session) -> None:
         assert (await session.server.propose(UUID(run.id), state)).accepted

@@ -94,6 +94,32 @@ def test_details_leave_out_what_is_empty_and_lay_out_groups(capsys: pytest.Captu
     ]
 
 
+def test_address_in_details_stays_whole_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    page = f"http://127.0.0.1:4200/runs/flow-run/{UUID(int=1)}"
+
+    print_details([("message", "a sentence that does not fit this terminal"), ("page", page)])
+
+    assert capsys.readouterr().out.splitlines() == [
+        "message  a sentence that does not fit",
+        "         this terminal",
+        f"page     {page}",
+    ]
+
+
+def test_table_that_cannot_fit_keeps_its_names_readable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    numbers = [Column(f"outputs.number-{place}", right=True) for place in range(4)]
+
+    print_table([Column("NAME", gives_way=True), *numbers], [("a-run-with-a-name", 1, 2, 3, 4)], empty="")
+
+    assert capsys.readouterr().out.splitlines()[1].startswith("a-run-w… ")
+
+
 def test_json_holds_moments_ids_and_states_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     moment = datetime(2026, 1, 2, tzinfo=timezone.utc)
 

@@ -17,7 +17,6 @@ from prefect_launch.queues.session import QUEUE_LABEL
 from prefect_launch.server.values import Item, State
 from prefect_launch.sweeps.control import ResumedBy, Retried, pause_sweep, resume_sweep, retry_trials, stop_sweep
 from prefect_launch.sweeps.requests import RetryRequest, SchedulerProcess
-from prefect_launch.sweeps.runner import running_seconds
 from prefect_launch.sweeps.scheduler import EndSweep, Outcome
 from prefect_launch.sweeps.sweep_run import config_of, read_sweep
 from prefect_launch.sweeps.trial_reader import read_trials
@@ -377,10 +376,10 @@ async def test_sweep_that_no_process_has_says_that_it_was_stopped(job_api: InMem
 async def test_time_limit_leaves_out_pauses_and_the_time_between_an_end_and_a_resume(job_api: InMemoryApi) -> None:
     async with opened(job_api) as sweep:
         later = datetime.now(timezone.utc) + timedelta(hours=1)
-        assert running_seconds(await read_sweep(sweep.session, sweep.id), later) > 3000
+        assert (await read_sweep(sweep.session, sweep.id)).running_seconds(later) > 3000
         for state in (paused(), State.of(ItemState.COMPLETED), State.of(ItemState.CLAIMED)):
             await job_api.server.propose(sweep.id, state, force=True)
-            assert running_seconds(await read_sweep(sweep.session, sweep.id), later) < 3000
+            assert (await read_sweep(sweep.session, sweep.id)).running_seconds(later) < 3000
 
 
 # --- failed trials run again ---
