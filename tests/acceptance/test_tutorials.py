@@ -77,7 +77,7 @@ def test_tutorial_of_clusters_runs_its_job_on_slurm(
         },
     )
 
-    assert re.search(r"here +completed", shown)
+    assert re.search(r"here +hpc +completed", shown)
 
 
 @pytest.mark.timeout(600)
