@@ -31,17 +31,17 @@ def has(author: str) -> str:
     return f"{author} has" if author else "Items without an author have"
 
 
-async def read_in_work(server: Server, queue: str) -> Counter[str]:
-    """Count the active jobs of each author on a queue, as its limits count."""
-    active = all_items(server, pool=queue, flow=JOB_FLOW, state_types=COUNTED)
-    return Counter([author_of(item) async for item in active])
+async def read_in_work(server: Server, queue: str) -> list[Item]:
+    """Return the active jobs of a queue, as its limits count them."""
+    return [item async for item in all_items(server, pool=queue, flow=JOB_FLOW, state_types=COUNTED)]
 
 
 async def is_over_share(server: Server, item: Item, per_author: int | None) -> bool:
     """Whether the author of a claimed item has more in work than the queue allows, with that item."""
     if per_author is None or is_scheduler(item):
         return False
-    return (await read_in_work(server, item.work_pool_name or ""))[author_of(item)] > per_author
+    in_work = await read_in_work(server, item.work_pool_name or "")
+    return sum(author_of(other) == author_of(item) for other in in_work) > per_author
 
 
 def in_turn(items: Iterable[Item], in_work: Mapping[str, int], per_author: int) -> list[Item]:

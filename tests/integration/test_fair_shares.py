@@ -12,7 +12,7 @@ from prefect_launch.core.states import TERMINAL, StateType
 from prefect_launch.queues.session import Session
 from prefect_launch.server.values import State
 from tests.support.agent_thread import running
-from tests.support.live import DEADLINE_SECONDS, Site
+from tests.support.live import DEADLINE_SECONDS, Site, until
 
 
 def most_at_once(site: Site, runs: Iterable[QueuedRun]) -> int:
@@ -45,3 +45,17 @@ def test_two_agents_hold_the_limit_of_each_author(site: Site) -> None:
     started = [sorted(str(run.item.start_time) for run in runs) for runs in (anns, bobs)]
     assert started[1][-1] < started[0][-1]
     assert all(site.states(run).count("Running") == 1 for run in (*anns, *bobs))
+
+
+def test_many_items_of_one_author_hide_no_other_author(site: Site) -> None:
+    site.api.edit_run_queue(replace(site.queue.options, per_author=10, concurrency=2))
+    site.job("sleep 60.7")
+    site.add(*({"author": "ann"} for _ in range(230)))
+    (bobs,) = site.add(author="bob")
+    with running(site.agent(max_jobs=4, poll_seconds=0.5)):
+        until(lambda: bobs.item.state_type is StateType.RUNNING)
+        in_work = [run for run in site.queue.items if run.item.state_type is StateType.RUNNING]
+        assert len(in_work) <= 2
+        for run in site.queue.items:
+            run.cancel()
+        until(lambda: bobs.item.state_type is StateType.CANCELLED)

@@ -197,7 +197,7 @@ class AdmissionCheck(Protocol):
         ...
 
 
-#: Returns those of a poll's items that may start now, in the order in which they are tried for.
+#: Returns those of a poll's items, and of what waits behind them, that may start now, in the order of the tries.
 Startable = Callable[[Sequence[Item]], Awaitable[list[Item]]]
 
 
@@ -336,14 +336,15 @@ class Candidates:
         if self._was_all:
             self._pager.is_empty()
         if self._admission is not None and (self._was_all or (limit == PAGE and not more)):
-            self._admission.sync_waiting(self._queue, {item.id for item in due} | self._pager.shown)
+            offered = {item.id for item in (*due, *self._items)}
+            self._admission.sync_waiting(self._queue, offered | self._pager.shown)
 
     async def _set_items(self, due: list[Item]) -> None:
         """Be about these items, but for those that may not start yet."""
         contended = time.monotonic() - self._lost_at < CONTENDED_SECONDS
         items = shuffled(due) if contended else due
         startable = items if self._startable is None else await self._startable(items)
-        self._has_passed_over |= len(startable) < len(due)
+        self._has_passed_over |= not {item.id for item in due} <= {item.id for item in startable}
         self._items = deque(startable)
 
 

@@ -91,12 +91,9 @@ class QueuePoller:
 
     def _gates_of(self, queue: str) -> Startable:
         predecessors = PredecessorGate(self._session)
-        authors = AuthorGate(self._server, queue, lambda: self._limits.get(queue, _UNREAD).per_author)
-
-        async def startable(items: Sequence[Item]) -> list[Item]:
-            return await authors.startable(await predecessors.startable(items))
-
-        return startable
+        return AuthorGate(
+            self._server, queue, lambda: self._limits.get(queue, _UNREAD).per_author, predecessors.startable
+        ).startable
 
     async def next(self, *, slots: int, skip: Collection[UUID], schedulers: bool = True) -> tuple[Item, str] | None:
         """Return a claimed item of the first queue in turn that has one; that queue's next turn comes last.

@@ -82,6 +82,36 @@ async def test_author_at_the_limit_hides_nobody_and_the_rest_starts_when_one_has
     ] * 2
 
 
+@pytest.mark.parametrize("concurrency", [None, 2], ids=["no limit", "limit of the queue"])
+async def test_many_items_of_one_author_hide_no_other_author(bench: Bench, concurrency: int | None) -> None:
+    await share(bench, 10, concurrency=concurrency)
+    bench.plays(Script(seconds=60))
+    await bench.add(1000, author="ann")
+    (bobs,) = await bench.add(author="bob")
+    await bench.add(author="ann")
+    async with bench.running(bench.agent(max_jobs=2)):
+        await bench.until(bobs, RUNNING)
+        await eventually(lambda: running_authors(bench), lambda seen: seen == {"ann": 1, "bob": 1})
+    assert "Running" in await bench.states(bobs)
+    # Nothing of it was claimed in vain.
+    assert [len(await bench.states(item)) for item in await bench.server.list_items(state_types=[RUNNING])] == [3, 3]
+
+
+async def test_item_behind_a_crowd_waits_for_its_predecessor_and_its_paused_priority(bench: Bench) -> None:
+    await share(bench, 1)
+    bench.plays(Script(seconds=60))
+    first, *_ = await bench.add(300, author="ann")
+    (after,) = await bench.add(author="bob", after=[str(first.id)])
+    (low,) = await bench.add(author="carl", priority="low")
+    queues = bench.server._store.pools[QUEUE].queues
+    queues["low"] = queues["low"].model_copy(update={"is_paused": True})
+    (last,) = await bench.add(author="dora")
+    async with bench.running(bench.agent(max_jobs=8)):
+        await bench.until(last, RUNNING)
+        await eventually(lambda: running_authors(bench), lambda seen: seen == {"ann": 1, "dora": 1})
+    assert {(await bench.read(item.id)).state_type for item in (after, low)} == {WAITING}
+
+
 async def test_agents_that_claim_at_the_same_moment_do_not_exceed_the_limit(bench: Bench) -> None:
     await share(bench, 3)
     bench.plays(Script(seconds=0.05))
