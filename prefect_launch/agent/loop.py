@@ -21,6 +21,7 @@ from prefect_launch.agent.base import BaseAgent
 from prefect_launch.agent.housekeeping.housekeeper import Housekeeper
 from prefect_launch.agent.item.lifecycle import ItemLifecycle
 from prefect_launch.agent.item.ownership import watch_ownership
+from prefect_launch.agent.item.preemption import Preemption
 from prefect_launch.agent.item.previous_attempts import stop_all_attempts
 from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.agent.polling.events import SECOND_POLL_SECONDS, listen
@@ -119,6 +120,7 @@ class Loop:
             BackgroundTask("lost agents", self._lost_agent_detector().watch, vital=False),
             BackgroundTask("abandoned changes", AbandonedChanges(self._server, queues).watch, vital=False),
             BackgroundTask("wait reasons", wait_notes.watch, vital=False),
+            BackgroundTask("preemption", self._preemption().watch, vital=False),
             BackgroundTask("orphaned cancellations", self._orphaned.watch, vital=False),
         ]
 
@@ -128,6 +130,17 @@ class Loop:
             BackgroundTask("runner health", lambda: context.runner_health.watch(self._is_back)),
             BackgroundTask("housekeeping", Housekeeper(context, lambda: self._running_items.held).keep, vital=False),
         ]
+
+    def _preemption(self) -> Preemption:
+        config, shutdown = self._config, self._shutdown
+        session = self._agent.context.session
+        return Preemption(
+            session,
+            config.queues,
+            self._running_items,
+            lambda: shutdown.draining or shutdown.stopping,
+            config.poll_seconds,
+        )
 
     def _lost_agent_detector(self) -> LostAgentDetector:
         context = self._agent.context

@@ -67,7 +67,7 @@ def add(
 
 
 @run_app.command("run", cls=PassesArgs, epilog=_RUN_EXAMPLES)
-@flattened("queue", "variables", "build", "after", *map(parameter_of, ("priority", "docker.pin")))
+@flattened("queue", "variables", "build", "after", *map(parameter_of, ("priority", "docker.pin", "resumable")))
 def run(
     options: LaunchOptions,
     returns_at_once: Annotated[

@@ -83,6 +83,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
             ("id", short_id(run.id)),
             ("name", run.name),
             ("rerun of", (earlier := request.get("rerun_of")) and short_id(earlier)),
+            ("resumable", "yes" if request.get("resumable") else ""),
             ("after", ", ".join(short_id(one) for one in request.get("after") or ())),
             ("state", state_of(item)),
             ("message", "" if waiting and item.state_name == ItemState.QUEUED.label else item.message),

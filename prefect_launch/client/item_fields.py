@@ -45,6 +45,7 @@ def request_of(item: Item) -> dict[str, Any]:
         "resource_args": spec.resource_args,
         "template_variables": spec.template_variables,
         "after": list(spec.after),
+        "resumable": bool(spec.resumable),
         "rerun_of": item.labels.get(RERUN_LABEL),
     }
 

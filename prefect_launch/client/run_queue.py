@@ -32,6 +32,7 @@ class RunQueue:
         fail_impossible_after: seconds after which an item fails that asks for more than any agent has; None: it waits.
         per_author: how many jobs of one author may be active at a time; None: any number.
         per_author_waiting: how many jobs of one author may wait; None: any number.
+        preempt: whether a critical item may send a low one back into the queue that says it can resume.
         outputs: how much is kept of the outputs of one run; an agent's own limits apply as well.
         id: of the work pool.
     """
@@ -56,6 +57,7 @@ class RunQueue:
         self.fail_impossible_after = config.fail_impossible_after
         self.per_author = config.per_author
         self.per_author_waiting = config.per_author_waiting
+        self.preempt = config.preempt
 
     @classmethod
     def create(
@@ -115,6 +117,7 @@ class RunQueue:
             fail_impossible_after=self.fail_impossible_after,
             per_author=self.per_author,
             per_author_waiting=self.per_author_waiting,
+            preempt=self.preempt,
         )
 
     @property

@@ -63,7 +63,10 @@ _ON_THE_WAY = frozenset({ItemState.BUILDING, ItemState.PULLING, ItemState.SUBMIT
 #: From which type of state each state may be entered. `RUNNING` only from `PENDING`: each entry counts as one attempt.
 ALLOWED_FROM: dict[ItemState, frozenset[StateType]] = {
     ItemState.QUEUED: frozenset(
-        {StateType.PENDING, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED, StateType.COMPLETED}
+        {
+            *(StateType.PENDING, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED, StateType.COMPLETED),
+            StateType.RUNNING,  # It is sent back, to make place for a more urgent one.
+        }
     ),
     ItemState.AWAITING_RETRY: frozenset({StateType.PENDING, StateType.RUNNING}),
     ItemState.CLAIMED: frozenset({StateType.SCHEDULED}),

@@ -101,6 +101,7 @@ def refuse_unread_here(spec: LaunchSpec, job: Job | None, runner: type[Runner]) 
         "template_variables": spec.template_variables or None,
         "priority": None if spec.priority is Priority.MEDIUM else spec.priority.name.lower(),
         "after": list(spec.after) or None,
+        "resumable": spec.resumable,
     }
     for key, value in of_queue.items():
         if value is not None:

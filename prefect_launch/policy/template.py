@@ -87,6 +87,10 @@ class QueueConfig(BaseModel):
     )
     per_author: int | None = Field(default=None, ge=1, description="Jobs that one author may have in work at a time.")
     per_author_waiting: int | None = Field(default=None, ge=1, description="Jobs of one author that may wait.")
+    preempt: bool = Field(
+        default=False,
+        description="A critical item that waits for a place sends a low, resumable one back.",
+    )
 
     def to_template(self) -> dict[str, Any]:
         """Return the work pool's `base_job_template`."""
@@ -104,6 +108,7 @@ class QueueConfig(BaseModel):
                 **({} if self.fail_impossible_after is None else {"fail_impossible_after": self.fail_impossible_after}),
                 **({} if self.per_author is None else {"per_author": self.per_author}),
                 **({} if self.per_author_waiting is None else {"per_author_waiting": self.per_author_waiting}),
+                **({"preempt": True} if self.preempt else {}),
                 **({"outputs": outputs} if (outputs := self.outputs.model_dump(exclude_none=True)) else {}),
             },
             "variables": {

@@ -60,6 +60,8 @@ class QueueOptions:
         per_author: how many jobs of one author may be active at a time, at least 1; authors then take turns inside a
             priority. `None` for no limit.
         per_author_waiting: how many jobs of one author may wait, at least 1: `launch_add` refuses more.
+        preempt: whether a critical item that waits for a place sends one low item that is `resumable` back into the
+            queue.
     """
 
     name: str
@@ -74,6 +76,7 @@ class QueueOptions:
     fail_impossible_after: float | str | None = field(default=None, kw_only=True)
     per_author: int | None = field(default=None, kw_only=True)
     per_author_waiting: int | None = field(default=None, kw_only=True)
+    preempt: bool = field(default=False, kw_only=True)
 
 
 # Queue options: what a queue's owner asks for, and its check into a `QueueConfig`.
@@ -122,6 +125,7 @@ def make_config(options: QueueOptions) -> QueueConfig:
             outputs=_outputs_of(outputs),
             per_author=_share("per_author", options.per_author),
             per_author_waiting=_share("per_author_waiting", options.per_author_waiting),
+            preempt=_preempt(options),
         )
     )
     check_free_places(made, runner.fill_rule)
@@ -187,6 +191,12 @@ def _split(config: Mapping[str, Any] | None) -> tuple[Any, Any, Any, Mapping[str
     """Return what a config says of images, of limits, of outputs, and the rest of it."""
     given = dict(_mapping({} if config is None else config))
     return given.pop(_DOCKER, None), given.pop(_LIMITS, None), given.pop(_OUTPUTS, None), given
+
+
+def _preempt(options: QueueOptions) -> bool:
+    if options.preempt and options.prioritization_mode == "DISABLED":
+        raise QueueError("A queue without priorities has no critical and no low items: leave preempt out.")
+    return bool(options.preempt)
 
 
 def _share(name: str, value: object) -> int | None:

@@ -460,6 +460,19 @@ async def why_would_wait(
     return explain_wait(facts.model_copy(update={"requested_gpus": requested_gpus}))
 
 
+async def read_queue_if_full(session: Session, item: Item) -> QueueFacts | None:
+    """Return the queue of an item that waits for nothing but a place in work, of which there is none; `None` else."""
+    queue = await read_queue_facts(session.server, item.work_pool_name or "")
+    if queue is None:
+        return None
+    facts = await _read_place(session.server, queue, item, None)
+    keeps = next(check for check in _CHECKS if check(facts) is not None)
+    limit = queue.limit_of(item.work_queue_name)
+    if limit is not None and queue.counted(item.work_queue_name) >= limit:
+        return None
+    return queue if keeps in (_limit, _no_slot) else None
+
+
 async def read_queue_facts(server: Server, name: str) -> QueueFacts | None:
     """Read what is known of a queue now; `None` when it is gone."""
     pool, priorities, agents, in_work = await asyncio.gather(

@@ -129,7 +129,8 @@ def tags_of(spec: LaunchSpec, *, queue: str | None, job: str | None, version: in
         "author": spec.author,
         "sweep": spec.sweep_id,
     }
-    return tuple(f"{key}:{value}" for key, value in named.items() if value)
+    resumable = ("resumable",) if spec.resumable else ()
+    return (*(f"{key}:{value}" for key, value in named.items() if value), *resumable)
 
 
 def labels_of(spec: LaunchSpec, *, job: str | None) -> dict[str, str]:

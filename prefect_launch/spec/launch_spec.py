@@ -233,6 +233,14 @@ class LaunchSpec(_Part):
     priority: Annotated[Priority, Option(("-P", "--priority"), "PRIORITY", in_secure_mode=True)] = Field(
         default=Priority.MEDIUM, description="critical, high, medium or low; or 1 to 4. Default: medium."
     )
+    resumable: Annotated[
+        bool | None,
+        Option(("--resumable/--no-resumable",), form={"title": "Resumable", "type": "boolean"}, in_secure_mode=True),
+    ] = Field(
+        default=None,
+        description="Whether it can be stopped and continue from its outputs: with priority low, a queue with"
+        " preemption sends it back for a critical item.",
+    )
     after: Annotated[tuple[str, ...], Option(in_secure_mode=True)] = Field(
         default=(), description="Ids of items that must complete before it starts."
     )

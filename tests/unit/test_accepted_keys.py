@@ -70,6 +70,7 @@ SPEC: dict[str, tuple[str, dict[str, Any], Any]] = {
     "registry.uri": ("gpu", CODE, "r.example/team/built"),
     "builder": ("gpu", CODE, {"accelerator": {"base_image": "team/cuda:12"}}),
     "priority": ("gpu", CODE, "high"),
+    "resumable": ("cpu", CODE, True),
     "after": ("cpu", CODE, [ITEM]),
     "retries": ("cpu", CODE, {"max": 1}),
 }

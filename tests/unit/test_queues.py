@@ -95,6 +95,7 @@ def test_config_says_beside_the_options_that_images_are_pinned(api: InMemoryApi)
         ({"concurrency": -1}, QueueError, "1 or more"),
         ({"concurrency": True}, QueueError, "1 or more"),
         ({"concurrency": 1.5}, QueueError, "1 or more"),
+        ({"preempt": True, "prioritization_mode": "DISABLED"}, QueueError, "no critical and no low items"),
         ({"per_author": 0}, QueueError, "per_author must be a whole number of at least 1"),
         ({"per_author_waiting": "5"}, QueueError, "per_author_waiting must be a whole number"),
         ({"per_author": True}, QueueError, "not True"),

@@ -37,6 +37,7 @@ def test_config_comes_back_from_its_template() -> None:
         fail_impossible_after=3600,
         per_author=4,
         per_author_waiting=20,
+        preempt=True,
     )
     assert QueueConfig.from_template("q", made.to_template()) == made
 

@@ -157,8 +157,7 @@ async def _put_back(
     session: Session, item: Item, outcome: Outcome, current: StateType, retry: Retry, transition_id: UUID | None
 ) -> Outcome:
     server = session.server
-    # With a run on record, the server would wait for an agent to end it when the item is cancelled in the queue.
-    await retry_until_available(f"forget the run of {item.id}", lambda: server.record_infrastructure(item.id, None))
+    await _forget_run(server, item)
     target = ItemState.AWAITING_RETRY
     why = outcome.message if outcome.message.endswith((".", "!", "?")) else f"{outcome.message}."
     message = f"{outcome.state.label}: {why} {retry.describe()}"
@@ -170,10 +169,17 @@ async def _put_back(
     return outcome.model_copy(update={"state": target, "message": message})
 
 
+async def _forget_run(server: Server, item: Item) -> None:
+    """Take the run of an item off its record: else the server would wait for an agent to end it, if it is cancelled."""
+    await retry_until_available(f"forget the run of {item.id}", lambda: server.record_infrastructure(item.id, None))
+
+
 async def _set_end(
     session: Session, item: Item, outcome: Outcome, current: StateType, transition_id: UUID | None
 ) -> Outcome:
     server = session.server
+    if current is StateType.RUNNING and outcome.state is ItemState.QUEUED:
+        await _forget_run(server, item)
     state = await transition(
         server, item.id, current, outcome.state, outcome.message, data=outcome.data, transition_id=transition_id
     )

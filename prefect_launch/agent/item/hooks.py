@@ -30,6 +30,7 @@ from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.core.units import format_duration
 from prefect_launch.errors import LaunchError
 from prefect_launch.planning.image_pinning import digest_in
+from prefect_launch.queues.sent_back import sent_back_for
 from prefect_launch.queues.transitions import retry_until_available
 from prefect_launch.runners.base import Phase, RunPlan
 from prefect_launch.server.protocol import Server
@@ -160,9 +161,15 @@ class Stopping(Hook):
     async def watching(self) -> AsyncIterator[None]:
         held = self.attempt.describe_held()
         self._frees = f", {held} free" if held else ""
+        if self._sent_back_for:  # As the agent before this one was told.
+            self._running.preempt.set()
         async with OwnedTasks() as beside:
             beside.start(f"stopping {self._running.id}", self._stop_when_due)
             yield
+
+    @property
+    def _sent_back_for(self) -> str:
+        return sent_back_for(self._running.item, self.attempt.plan.attempt)
 
     async def _stop_when_due(self) -> None:
         """Wait for a reason, then stop the run. Cancel it once the run has ended."""
@@ -194,7 +201,8 @@ class Stopping(Hook):
         if not done:
             self._timed_out = True
             return f"its time limit of {format_duration(self.attempt.plan.timeout or 0)} is over"
-        return "it was asked to stop" if asked in done else "its agent stops its jobs"
+        why = f"it makes place for {self._sent_back_for}" if self._sent_back_for else "its agent stops its jobs"
+        return "it was asked to stop" if asked in done else why
 
     async def outcome(self) -> Outcome | None:
         # What somebody asked to stop is removed first, so that its state can say that it is gone.
@@ -206,6 +214,9 @@ class Stopping(Hook):
         if self._running.stop.is_set():
             message = f"Stopped{lasted}: {await self._remove()}{self._frees}, {end.describe()}."
             return Outcome(state=ItemState.CANCELLED, message=message, data=data)
+        if self._sent_back_for and not self._timed_out:
+            message = f"Sent back{lasted} for {self._sent_back_for}: it starts again later, from its outputs."
+            return Outcome(state=ItemState.QUEUED, message=message, data=data)
         if self._running.preempt.is_set() and not self._timed_out:
             message = f"[{Phase.RUN.value}] Preempted{lasted}: its agent was asked to stop its jobs; {end.describe()}."
             return Outcome(state=ItemState.CRASHED, message=message, data=data, cause=Cause.PREEMPTED)

@@ -16,7 +16,7 @@ WAITS, CLAIMED, RUNS, STOPS = StateType.SCHEDULED, StateType.PENDING, StateType.
 ENDS = {StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED}
 #: From where each state may be entered, written down anew from the design's table.
 TABLE = {
-    ItemState.QUEUED: {CLAIMED} | ENDS,
+    ItemState.QUEUED: {CLAIMED, RUNS} | ENDS,
     ItemState.AWAITING_RETRY: {CLAIMED, RUNS},
     ItemState.CLAIMED: {WAITS},
     ItemState.BUILDING: {CLAIMED},

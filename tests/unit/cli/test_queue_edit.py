@@ -61,6 +61,7 @@ def shown(command: Command) -> dict[str, Any]:
         (("--per-author", "none"), {"per_author": None}),
         (("--per-author-waiting", "50"), {"per_author_waiting": 50}),
         (("--per-author-waiting", "none"), {"per_author_waiting": None}),
+        (("--priorities", "--preempt"), {"prioritization_mode": "V0", "preempt": True}),
         (("-e", "team"), {"entity": "team"}),
     ],
     ids=lambda given: " ".join(given) if isinstance(given, tuple) else "",
