@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -108,9 +109,13 @@ async def test_two_agents_send_back_one_item_for_each_critical_one(bench: Bench)
         await started_in_turn(bench, *low)
         critical = [await add_critical(bench), await add_critical(bench)]
         await started_in_turn(bench, *critical)
+
+        async def states() -> Counter[StateType | None]:
+            return Counter([(await bench.read(item.id)).state_type for item in low])
+
+        await eventually(states, lambda seen: seen == {WAITING: 2, RUNNING: 2})
         await asyncio.sleep(LOOK_SECONDS)
-        states = [(await bench.read(item.id)).state_type for item in low]
-    assert (states.count(WAITING), states.count(RUNNING)) == (2, 2)
+        assert await states() == {WAITING: 2, RUNNING: 2}
 
 
 async def test_order_of_an_agent_that_died_is_carried_out_by_its_next_life(bench: Bench) -> None:
