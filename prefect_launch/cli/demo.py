@@ -118,7 +118,7 @@ def demo(
             if keep:
                 _stay(console, api, example, pages, home)
     if not keep:
-        console.print(f"The server is stopped. To look around in its UI: [bold]{again}[/]")
+        console.print(f"The server is stopped. To look around in its UI: [bold]{again}[/]", soft_wrap=True)
 
 
 def demo_home() -> Path:

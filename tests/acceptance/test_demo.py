@@ -49,6 +49,7 @@ def test_demo_trains_three_models_and_shows_how_good_they_are(demo_home: Path) -
     rows = re.findall(r"(digits-\w+) .*Completed.* ([\d.]+) s .* ([\d.]+)%", shown.stdout)
     assert [name for name, _, _ in rows] == ["digits-small", "digits-medium", "digits-large"]
     assert all(85 < float(accuracy) <= 100 for _, _, accuracy in rows)
+    assert f" {PROGRAM} demo --keep\n" in shown.stdout
     assert _server_is_gone(shown.stdout)
 
 
