@@ -240,7 +240,7 @@ def show(job: JobName, json: JsonOption = False) -> None:
     if rows:
         typer.echo()
         print_table(
-            (Column("INPUT"), Column("TYPE"), Column("DEFAULT", gives_way=True), Column("RULE", gives_way=True)),
+            (Column("INPUT"), Column("TYPE"), Column("DEFAULT", gives_way=True), Column("MEANING", wraps=True)),
             rows,
             empty="",
         )
@@ -312,18 +312,19 @@ def deploy(
     typer.echo(f"Start it there, or with: {command}{example}")
 
 
-_RULES = (
-    "enum",
-    "minimum",
-    "maximum",
-    "exclusiveMinimum",
-    "exclusiveMaximum",
-    "multipleOf",
-    "minLength",
-    "maxLength",
-    "pattern",
-    "format",
-)
+#: Rules of JSON Schema, in words.
+_RULES: Final = {
+    "enum": "one of",
+    "minimum": "at least",
+    "maximum": "at most",
+    "exclusiveMinimum": "above",
+    "exclusiveMaximum": "below",
+    "multipleOf": "a multiple of",
+    "minLength": "characters at least",
+    "maxLength": "characters at most",
+    "pattern": "matches",
+    "format": "format",
+}
 
 #: Uncommitted files that are shown; `--json` has more.
 _SHOWN_CHANGES = 5
@@ -351,7 +352,7 @@ def work_tree(job: Job) -> str | None:
 
 
 def input_rows(schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, ...]]:
-    """Return a row of each input: its name, type, default and rule."""
+    """Return a row of each input: its name, type, default, and meaning with its rules."""
     from prefect_launch.jobs.schema import inputs_in_order
 
     required = set(schema.get("required") or ())
@@ -359,12 +360,19 @@ def input_rows(schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         if each.get("properties"):
             yield from input_rows(each, f"{prefix}{name}.")
             continue
-        rules = [f"{word} {each[word]}" for word in _RULES if word in each]
+        rules = [f"{words} {_text(each[rule])}" for rule, words in _RULES.items() if rule in each]
         shown = "required" if name in required and "default" not in each else _text(each.get("default"))
-        yield f"{prefix}{name}", each.get("type", "any"), shown, ", ".join(rules) or each.get("description", "")
+        yield (
+            f"{prefix}{name}",
+            each.get("type", "any"),
+            shown,
+            "; ".join(filter(None, (str(each.get("description") or "").rstrip("."), *rules))),
+        )
 
 
 def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return "" if value is None else str(value)
 
 

@@ -288,7 +288,7 @@ def show(name: QueueName, json: JsonOption = False) -> None:
             ("allowed", ", ".join(queue.submitter_options)),
             ("limits", ", ".join(f"{name} {most}" for name, most in queue.limits.items())),
             ("allowed secrets", ", ".join(queue.submitter_secrets)),
-            ("impossible", _impossible(queue.fail_impossible_after)),
+            ("too large", _impossible(queue.fail_impossible_after)),
             ("page", queue.url),
         ]
     )

@@ -67,6 +67,7 @@ async def draw_metrics(
         key=f"metrics-chart-{item_id}",
         kind="markdown",
         data=metrics_markdown(metrics, run_id),
+        description=f"Charts of what run `{run_id}` reported.",
         artifact_id=artifact_id,
     )
 
@@ -76,4 +77,5 @@ async def write_usage(server: Server, item_id: UUID, usage: Metrics, run_id: str
     key = metrics_key(item_id, USAGE)
     await server.put_artifact(item_id, key=key, kind=RESULT, data=usage.dump())
     chart = usage_markdown(usage, run_id)
-    await server.put_artifact(item_id, key=f"usage-chart-{item_id}", kind="markdown", data=chart)
+    told = f"What run `{run_id}` used of its machine."
+    await server.put_artifact(item_id, key=f"usage-chart-{item_id}", kind="markdown", data=chart, description=told)
