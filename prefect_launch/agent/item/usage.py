@@ -18,7 +18,7 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.devices.allocations import read_device_request
+from prefect_launch.agent.devices.allocations import Allocation
 from prefect_launch.agent.devices.gpus import GpuLoad
 from prefect_launch.agent.item.attempt import Attempt, Hook, seconds_running
 from prefect_launch.core import usage as names
@@ -28,7 +28,7 @@ from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.errors import LaunchError
 from prefect_launch.inputs.atomic import write_atomically
 from prefect_launch.queues.transitions import retry_until_available
-from prefect_launch.runners.base import ExitStatus, Runner, RunPlan
+from prefect_launch.runners.base import ExitStatus, Labels, Runner, RunPlan
 from prefect_launch.server.metrics import write_usage
 from prefect_launch.server.protocol import Server
 
@@ -47,7 +47,7 @@ _PACE: Final = Pace(5.0)
 #: A sample that takes longer is given up.
 _LIMIT_SECONDS: Final = 10.0
 #: From one note of the history in the run's folder to the next.
-_NOTE_SECONDS: Final = 60.0
+_NOTE_SECONDS: Final = 30.0
 #: A shorter run has its totals, and no chart.
 CHARTED_SECONDS: Final = 10.0
 _STATE_FILE: Final = "usage.json"
@@ -105,6 +105,7 @@ class UsageCollector:
     async def let_go(self) -> None:
         """Take no more samples; the next agent continues the history."""
         await self._sampling.end()
+        await self._begin()
         self._on_sample({})
         await self._note()
 
@@ -119,7 +120,8 @@ class UsageCollector:
         Raises:
             LaunchError: when the server refuses it.
         """
-        if self._history and self._last is not None and self._last[0] >= CHARTED_SECONDS:
+        ends = [series.last[0] for series in self._history.series.values() if series.last is not None]
+        if ends and max(ends) >= CHARTED_SECONDS:
             self._history.outputs = dict(totals)
             write = partial(write_usage, server, item_id, self._history, self._plan.run_id)
             await retry_until_available(f"take the usage of {item_id}", write)
@@ -140,6 +142,8 @@ class UsageCollector:
             seconds, taken = end.duration_seconds or 0.0, end.cpu_seconds
         if seconds:
             found[names.MEAN_CPUS] = round(taken / seconds, 3)
+        elif names.CPUS in series:  # It ended before the agent that found it again has looked at it.
+            found[names.MEAN_CPUS] = round(names.mean(series[names.CPUS].points()), 3)
         return found | names.gpu_totals(series) | (self._asked if found else {})
 
     def in_end(self, end: ExitStatus) -> ExitStatus:
@@ -147,9 +151,13 @@ class UsageCollector:
         peak = self.totals(end).get(names.PEAK_MEMORY)
         return end if peak is None else end.model_copy(update={"peak_memory_bytes": int(peak)})
 
-    async def _follow(self) -> None:
-        if self._is_adopted:
+    async def _begin(self) -> None:
+        """Continue the history of the agent before."""
+        if self._is_adopted and not self._history:
             await anyio.to_thread.run_sync(self._load)
+
+    async def _follow(self) -> None:
+        await self._begin()
         with _PACE:
             while True:
                 await anyio.sleep(_PACE.pause(self._pause))
@@ -190,11 +198,9 @@ class UsageCollector:
 
     @cached_property
     def _asked(self) -> dict[str, float]:
-        """What it has asked for of this machine."""
-        if not self._runner.uses_this_machine:
-            return {}
-        request = read_device_request(self._plan.options)
-        asked = {names.CPUS_ASKED: request.cpus, names.MEMORY_ASKED: request.memory}
+        """What it has asked for of this machine; its label says it also to the next agent."""
+        given = Allocation.from_label(self._plan.labels.get(Labels.DEVICES, "{}")) or Allocation()
+        asked = {names.CPUS_ASKED: given.cpus, names.MEMORY_ASKED: given.memory}
         return {name: amount for name, amount in asked.items() if amount}
 
     def _log_once(self, error: Exception) -> None:

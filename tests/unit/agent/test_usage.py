@@ -20,6 +20,7 @@ from prefect_launch.core.metrics import MAX_POINTS, Metrics
 from prefect_launch.core.pace import Pace
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.usage import mean, present_in_words, totals_in_words, usage_markdown
+from prefect_launch.planning.plan import load_plan
 from prefect_launch.queues.agent_status import read_statuses, read_usage
 from prefect_launch.runners.base import ExitStatus, RunPlan
 from prefect_launch.runners.usage import Usage
@@ -103,10 +104,12 @@ async def test_gpus_of_an_item_are_measured_and_those_of_others_are_not(bench: B
 
 async def test_run_is_sampled_by_the_next_agent_into_the_same_history(bench: Bench) -> None:
     bench.machine.script = lambda plan: BUSY
-    (item,) = await bench.add()
+    (item,) = await bench.add(**wants(memory="8g"))
     async with bench.running(bench.agent()):
         await eventually(lambda: used(bench, item), bool)
     (run,) = bench.machine.runs.values()
+    plan = load_plan(run.plan.run_dir)
+    assert plan is not None
 
     class Smaller(InMemoryRunner):
         async def usage(self, handle: str) -> Usage | None:
@@ -114,12 +117,28 @@ async def test_run_is_sampled_by_the_next_agent_into_the_same_history(bench: Ben
 
     runner = Smaller(bench.folder, bench.machine)
     seen = list[Mapping[str, float]]()
-    next_one = UsageCollector(run.plan, runner, run.plan.name, age_seconds=100.0, on_sample=seen.append)
+    next_one = UsageCollector(plan, runner, plan.name, age_seconds=100.0, on_sample=seen.append)
     next_one.follow()
     await eventually(lambda: asyncio.sleep(0, seen), bool)
     await next_one.let_go()
-    assert next_one.totals(ExitStatus(exit_code=0))["peak_memory_bytes"] == 3 * 1024 * MIB
+    totals = next_one.totals(ExitStatus(exit_code=0))
+    assert (totals["peak_memory_bytes"], totals["memory_asked_bytes"]) == (3 * 1024 * MIB, 8 * 1024 * MIB)
     assert [value for _, value in next_one._history.series["memory"].points()] == [3 * 1024 * MIB, MIB]
+
+
+async def test_run_that_ended_while_no_agent_was_there_keeps_what_was_sampled(bench: Bench) -> None:
+    bench.machine.script = lambda plan: BUSY
+    (item,) = await bench.add()
+    async with bench.running(bench.agent()):
+        await eventually(lambda: used(bench, item), lambda seen: seen.get("cpus"))
+    bench.machine.finish()
+    async with bench.running(bench.agent()):
+        ended = await bench.until_state(item, ItemState.COMPLETED)
+
+    totals = outcome_data(ended)["usage"]
+    assert totals["peak_memory_bytes"] == 3 * 1024 * MIB
+    assert totals["mean_cpus"] > 0
+    assert (await history(bench, item)).outputs == totals
 
 
 async def test_short_run_has_its_totals_and_no_chart(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
