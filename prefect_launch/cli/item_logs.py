@@ -15,6 +15,7 @@ from prefect_launch.cli.options import JsonOption
 from prefect_launch.cli.output import at, print_json
 from prefect_launch.cli.process import connected
 from prefect_launch.client.item_fields import state_of
+from prefect_launch.client.patience import when_answered
 from prefect_launch.core.states import StateType
 from prefect_launch.core.terminal import line, printable
 
@@ -127,12 +128,12 @@ class LogTail:
             tell: is called with what the item waits for, until its first record, whenever that changes.
         """
         waits = _Waits(self._run)
-        while not (item := self._run.item).is_terminal:
-            self.write_new()
-            if tell is not None and self.is_empty and (words := waits.news(item)):
+        while not (item := when_answered(lambda: self._run.item)).is_terminal:
+            when_answered(self.write_new)
+            if tell is not None and self.is_empty and (words := when_answered(lambda: waits.news(item))):
                 tell(words)
             time.sleep(_POLL_SECONDS)
-        self.write_new()
+        when_answered(self.write_new)
 
 
 class _Waits:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from prefect_launch.client.item_handle import ItemHandle
+from prefect_launch.client.patience import when_answered
 from prefect_launch.core.output_limits import OUTPUTS_FILE
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.terminal import printable
@@ -251,7 +252,7 @@ class QueuedRun(ItemHandle):
         give_up_at = None if timeout is None else time.monotonic() + timeout
         pause = _POLL_MIN_SECONDS
         while True:
-            item = self.item
+            item = when_answered(lambda: self.item, give_up_at=give_up_at)
             if reached(item):
                 return item
             if item.is_terminal:

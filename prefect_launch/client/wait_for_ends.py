@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+from prefect_launch.client.patience import when_answered
 from prefect_launch.errors import NotFoundError
 from prefect_launch.queues.moved import is_moved, read_current
 from prefect_launch.server.values import PAGE, Item
@@ -36,7 +37,7 @@ def ends_of(api: Api, runs: Sequence[QueuedRun], *, timeout: float | None = None
     give_up_at = None if timeout is None else time.monotonic() + timeout
     pause = _POLL_MIN_SECONDS
     while left:
-        found = api.call(lambda session: _read(session, list(left)))
+        found = when_answered(lambda: api.call(lambda session: _read(session, list(left))), give_up_at=give_up_at)
         if gone := left.keys() - found.keys():
             names = ", ".join(f"{left[one].name} ({one})" for one in gone)
             raise NotFoundError(f"Items that were waited for are not there any more: {names}. They were deleted.")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from uuid import UUID
 
 import pytest
 
+from prefect_launch.cli.item_logs import LogTail
 from prefect_launch.cli.main import run as run_program
 from prefect_launch.client.api import use_api
 from prefect_launch.client.launch_add import launch_add_many
@@ -120,6 +121,41 @@ def test_item_that_is_deleted_ends_the_wait(api: InMemoryApi) -> None:
 
     with pytest.raises(NotFoundError, match=f"{gone.name}.*deleted"):
         list(ends_of(api, [kept, gone]))
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda run, api: list(ends_of(api, [run])),
+        lambda run, _: run.wait_until_finished(),
+        lambda run, _: LogTail(run, lambda _: None).until_end(),
+    ],
+    ids=["item wait", "wait_until_finished", "item logs -f"],
+)
+def test_wait_outlasts_a_restart_of_the_server(
+    api: InMemoryApi, caplog: pytest.LogCaptureFixture, wait: Callable[[QueuedRun, InMemoryApi], object]
+) -> None:
+    def come_back() -> None:
+        api.server.up()
+        end(api, run, COMPLETED)
+
+    (run,) = add(api, 1)
+    api.server.down()
+    threading.Timer(0.3, come_back).start()
+
+    wait(run, api)
+
+    assert run.state == "completed"
+    assert [record.message for record in caplog.records if "Waiting for the server" in record.message] != []
+
+
+def test_time_of_a_wait_also_ends_while_the_server_is_away(api: InMemoryApi) -> None:
+    (run,) = add(api, 1)
+    api.server.down()
+
+    for wait in (lambda: list(ends_of(api, [run], timeout=0.2)), lambda: run.wait_until_finished(timeout=0.2)):
+        with pytest.raises(TimeoutError, match="while the server was away"):
+            wait()
 
 
 def test_add_that_waits_for_an_item_that_is_cancelled_exits_as_item_wait_does(
