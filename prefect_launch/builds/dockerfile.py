@@ -26,7 +26,6 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.builds.context import BuildContext, merge, read_context
-from prefect_launch.environments.conda import CONDA_FILES
 from prefect_launch.environments.pip_config import (
     CERTIFICATES,
     INDEX_SETTINGS,
@@ -101,9 +100,8 @@ def find_dependencies(folder: Path, limit: int) -> Dependencies:
         **{f"{SOURCES}{name}": content for name, content in found.files.items()},
     }
     packages = merge(*(_package(path, folder, limit, SOURCES) for path in found.local))
-    if found.conda:
-        conda = next(folder / name for name in CONDA_FILES if (folder / name).is_file())
-        files = {**found.files, "environment.yml": conda.read_bytes()}
+    if found.conda is not None:
+        files = {**found.files, "environment.yml": (folder / found.conda.path).read_bytes()}
         return Dependencies(packages.plus({f"{SOURCES}{name}": each for name, each in files.items()}), conda=True)
     is_apart = found.project and "." not in found.local
     project = _package(".", folder, limit, PROJECT_FOLDER) if is_apart else BuildContext()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,12 +22,23 @@ class CondaFile:
     """The dependencies of an `environment.yml`.
 
     Attributes:
+        path: its path in the code.
         pip: lines of the section `pip`.
         packages: names of the other packages, less those that each environment has.
     """
 
+    path: str
     pip: tuple[str, ...]
     packages: tuple[str, ...]
+
+    @property
+    def refusal(self) -> str:
+        """Why a run without an image cannot have its environment, and what to do."""
+        return (
+            f"The job's {self.path} asks for conda's packages ({', '.join(self.packages)}), which only images get:"
+            " without one, pip alone installs. Use a queue of containers, or name pip's packages in their place: with"
+            " --install when the job is made, or in a requirements.txt (an empty one if nothing is needed)."
+        )
 
 
 def read_conda_file(content: bytes, path: str) -> CondaFile:
@@ -47,6 +57,7 @@ def read_conda_file(content: bytes, path: str) -> CondaFile:
     sections = [entry.get("pip") or [] for entry in entries if isinstance(entry, dict)]
     named = [re.split(r"[\s=<>!~\[]", entry.rpartition("::")[2], maxsplit=1)[0] for entry in map(_text, entries)]
     return CondaFile(
+        path,
         tuple(str(line) for section in sections for line in section),
         tuple(name for name in named if name and name not in _EVERYWHERE),
     )
@@ -54,12 +65,3 @@ def read_conda_file(content: bytes, path: str) -> CondaFile:
 
 def _text(entry: object) -> str:
     return "" if isinstance(entry, dict) else str(entry).strip()
-
-
-def conda_refusal(packages: Sequence[str]) -> str:
-    """Return why a run without an image cannot have its environment, and what to do."""
-    return (
-        f"environment.yml asks for conda's packages ({', '.join(packages)}), which only images get: without"
-        " one, pip alone installs. Use a queue of containers, or name pip's packages in their place: with --install"
-        " when the job is made, or in a requirements.txt (an empty one if nothing is needed)."
-    )

@@ -62,6 +62,12 @@ class Project:
         sources = _table(self.pyproject, "tool", "uv", "sources")
         return self.is_static and not self.names_others and not sources
 
+    @property
+    def states_dependencies(self) -> bool:
+        """Whether its pyproject.toml says what it needs, or from where its build backend reads it."""
+        poetry = _table(self.pyproject, "tool", "poetry", "dependencies").keys() - {"python"}
+        return bool(self.metadata.get("dependencies") or "dependencies" in self.metadata.get("dynamic", ()) or poetry)
+
     def folders(self) -> Iterator[str]:
         """Yield the folders of dependencies that uv or Poetry takes from a path."""
         needed = {

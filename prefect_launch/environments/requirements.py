@@ -27,7 +27,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from prefect_launch.core.filesystem import make_folders
-from prefect_launch.environments.conda import CONDA_FILES, PIP_SECTION_FILE, conda_refusal, read_conda_file
+from prefect_launch.environments.conda import CONDA_FILES, PIP_SECTION_FILE, CondaFile, read_conda_file
 from prefect_launch.environments.projects import FILE, SETUP, CodeTree, Project, find_project
 from prefect_launch.errors import SourceError
 from prefect_launch.jobs.model import JOB_FILE
@@ -35,8 +35,6 @@ from prefect_launch.jobs.model import JOB_FILE
 PIP_FILE: Final = "requirements.txt"
 _FROZEN_FILE: Final = "requirements.frozen.txt"
 LOCK_FILE: Final = "uv.lock"
-#: Files with requirements that count before a conda file.
-_BEFORE_CONDA: Final = (JOB_FILE, PIP_FILE, LOCK_FILE, FILE, _FROZEN_FILE)
 #: The requirements file that is generated from a lock.
 LOCKED_FILE: Final = "requirements.uv-lock.txt"
 #: The requirements file that is generated from `[project] dependencies`.
@@ -63,7 +61,7 @@ class Requirements:
         files: requirements files and settings, in uv's dialect, by their paths in the code.
         local: paths in the code that are installed, or hold wheels; `.` is all of it.
         key: text that is equal exactly when the same packages are required.
-        conda: packages of a conda file that only conda installs; then the rest is what its section `pip` needs.
+        conda: a conda file with packages that only conda installs; the rest is then what its section `pip` needs.
         variables: environment variables that the files name (`${TOKEN}`), each with its place.
         notes: sentences for the job's author about files that are not read.
     """
@@ -74,7 +72,7 @@ class Requirements:
     files: Mapping[str, bytes] = field(default_factory=dict)
     local: tuple[str, ...] = ()
     key: str = ""
-    conda: tuple[str, ...] = ()
+    conda: CondaFile | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -115,14 +113,14 @@ def read_requirements(
     elif code.has_file(LOCK_FILE) and code.has_file(FILE):
         found = _of_lock(code)
         notes = [*(project.notes(code) if project else ())]
+    elif (conda := _conda_file(code)) is not None and not (project and project.states_dependencies):
+        found, notes = _of_conda(code, conda), []
     elif project is not None and project.needs_anything:
         found = _of_project(code, project)
         notes = [*project.notes(code)]
     else:
         found = _of_pip_file(code, _FROZEN_FILE) if code.has_file(_FROZEN_FILE) else Requirements()
         notes = [*(project.notes(code) if project else ())]
-    if not (found.arguments and any(code.has_file(name) for name in _BEFORE_CONDA)):
-        found = _of_conda(code) or found
     others = () if code.has_file(JOB_FILE) else _not_read(code, found)
     return Requirements(**{**vars(found), "notes": (*notes, *others, *_of_variables(found.variables))})
 
@@ -150,15 +148,17 @@ def _of_pip_file(code: CodeTree, path: str) -> Requirements:
     return _made(code, ("--requirement", path), reader)
 
 
-def _of_conda(code: CodeTree) -> Requirements | None:
-    path = next((name for name in CONDA_FILES if code.has_file(name)), None)
-    if path is None:
-        return None
+def _conda_file(code: CodeTree) -> str | None:
+    """Return the conda file that counts: not one beside what was installed of it."""
+    return next((name for name in CONDA_FILES if code.has_file(name) and not code.has_file(_FROZEN_FILE)), None)
+
+
+def _of_conda(code: CodeTree, path: str) -> Requirements:
     file = read_conda_file(code.read(path) or b"", path)
     reader = RequirementsFileReader(code)
     reader.read_text("".join(f"{line}\n" for line in file.pip), PIP_SECTION_FILE)
     made = _made(code, ("--requirement", PIP_SECTION_FILE) if file.pip else (), reader)
-    return replace(made, conda=file.packages)
+    return replace(made, conda=file if file.packages else None)
 
 
 def _of_lock(code: CodeTree) -> Requirements:
@@ -240,8 +240,8 @@ def _not_read(code: CodeTree, found: Requirements) -> Iterable[str]:
     if others:
         instead = "the requirements are resolved anew" if found.arguments or found.project else "nothing is installed"
         yield f"{', '.join(others)} is not read, and {instead}: export it to a {PIP_FILE}, which is."
-    if found.conda:
-        yield conda_refusal(found.conda)
+    if found.conda is not None:
+        yield found.conda.refusal
 
 
 def _of_variables(variables: Mapping[str, str]) -> Iterable[str]:

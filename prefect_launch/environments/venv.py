@@ -24,7 +24,6 @@ import anyio
 from prefect_launch.core.file_lock import locked
 from prefect_launch.core.filesystem import remove_tree
 from prefect_launch.core.subprocesses import run_command
-from prefect_launch.environments.conda import conda_refusal
 from prefect_launch.environments.pip_config import MACHINE_FAULT_PATTERN, PROJECT_LEFT_OUT, uv_environment
 from prefect_launch.environments.requirements import Requirements, read_requirements, stage
 from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchError, SourceError
@@ -87,8 +86,8 @@ class Environments:
         self, code_dir: Path | None, version: str | None, variables: Mapping[str, str] | None
     ) -> _VenvSpec:
         requirements = await anyio.to_thread.run_sync(read_requirements, code_dir)
-        if requirements.conda:
-            raise SourceError(conda_refusal(requirements.conda))
+        if requirements.conda is not None:
+            raise SourceError(requirements.conda.refusal)
         given = _named_variables(requirements, variables or {})
         return _VenvSpec(code_dir or Path(), await self._python(version), requirements, given)
 

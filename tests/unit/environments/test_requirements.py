@@ -235,7 +235,7 @@ def test_project_that_is_installed_is_keyed_by_the_code_and_one_that_is_not_by_i
         ({"poetry_lock": "", "main_py": ""}, "poetry.lock is not read, and nothing is installed"),
         ({"Pipfile": "", "requirements_txt": "six\n"}, "Pipfile is not read, and the requirements are resolved anew"),
         ({"environment_yml": "dependencies: [python=3.11, numpy]\n"},
-         "environment.yml asks for conda's packages (numpy)"),
+         "The job's environment.yml asks for conda's packages (numpy)"),
     ],
 )  # fmt: skip
 def test_what_is_not_read_is_said(tmp_path: Path, files: dict[str, str], note: str) -> None:
@@ -247,7 +247,24 @@ def test_conda_file_without_packages_of_conda_is_read_as_a_requirements_file(tmp
     found = read_requirements(code(tmp_path, environment_yml=given, more_txt="toolz\n"))
     assert found.arguments == ("--requirement", "requirements.conda.txt")
     assert asked(found) == {"requirements.conda.txt": "-r more.txt\nsix==1.17.0\n", "more.txt": "toolz\n"}
-    assert (found.conda, found.notes) == ((), ())
+    assert (found.conda, found.notes) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("pyproject", "counts"),
+    [
+        ("[tool.black]\nline-length = 100\n", True),
+        (f'{BUILT}[project]\nname = "x"\nversion = "1"\n', True),
+        (f'{BUILT}[project]\nname = "x"\ndependencies = ["six"]\n', False),
+        ('[tool.poetry.dependencies]\npython = "^3.10"\nsix = "*"\n', False),
+    ],
+)
+def test_conda_file_counts_beside_a_project_that_states_no_dependencies(
+    tmp_path: Path, pyproject: str, counts: bool
+) -> None:
+    code(tmp_path, environment_yml="dependencies:\n- pip: [toolz]\n", setup_py="import setuptools\n")
+    found = read_requirements(code(tmp_path, pyproject_toml=pyproject))
+    assert ("requirements.conda.txt" in found.files) is counts
 
 
 @pytest.mark.parametrize("given", ["- numpy\n", "dependencies: numpy\n", "dependencies: [\n"])

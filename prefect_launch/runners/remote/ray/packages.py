@@ -15,7 +15,6 @@ import anyio
 
 from prefect_launch.core.filesystem import temporary_folder_async
 from prefect_launch.core.units import format_size
-from prefect_launch.environments.conda import conda_refusal
 from prefect_launch.environments.requirements import Requirements, read_requirements
 from prefect_launch.errors import InfrastructureError, SourceError, SpecError, UnreachableError
 from prefect_launch.inputs.vendoring import vendored_files
@@ -101,8 +100,8 @@ def pip_packages(plan: RunPlan) -> tuple[str, ...]:
         SpecError: when they name more than packages of an index, which is all that Ray's pip gets to see.
     """
     found = read_requirements(plan.project_dir)
-    if found.conda:
-        raise SourceError(conda_refusal(found.conda))
+    if found.conda is not None:
+        raise SourceError(found.conda.refusal)
     if found.local:
         raise SpecError(
             f"The job's requirements name its own files ({', '.join(found.local)}), and Ray's pip does not see the"
