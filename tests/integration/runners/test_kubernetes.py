@@ -21,7 +21,7 @@ from prefect_launch.runners.base import ExitStatus, Labels, RunPlan, RunState
 from prefect_launch.runners.remote.jobs import RunHandle
 from prefect_launch.runners.remote.kubernetes.holding import HOLD
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
-from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract, run
+from prefect_launch.testing.runner_contract import MISSING, ExecContract, RemoteRunnerContract, run
 from tests.support.engine_cases import EngineContract, EnginePlace
 from tests.support.kubernetes_cluster import KubernetesCluster, wait_until
 from tests.support.kubernetes_relay import KubernetesRelay, kubernetes_relay
@@ -122,7 +122,7 @@ async def world(
         await world.clear()
 
 
-class TestKubernetesContract(RemoteRunnerContract):
+class TestKubernetesContract(RemoteRunnerContract, ExecContract):
     """A run is a batch Job."""
 
     limit_seconds: ClassVar[float] = 120.0

@@ -16,7 +16,7 @@ from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.remote.jobs import RunHandle
 from prefect_launch.runners.remote.slurm import script
 from prefect_launch.runners.remote.slurm.runner import SlurmRunner
-from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract
+from prefect_launch.testing.runner_contract import MISSING, ExecContract, RemoteRunnerContract
 from tests.support.engine_cases import EngineContract, EnginePlace
 from tests.support.live import REPORT_LOSS, Site
 from tests.support.prefect_server import PrefectServerProcess
@@ -71,7 +71,7 @@ def world(tmp_path: Path, slurm_cluster: SlurmCluster, monkeypatch: pytest.Monke
     return made
 
 
-class TestSlurm(RemoteRunnerContract):
+class TestSlurm(RemoteRunnerContract, ExecContract):
     """Each promise of the contract, kept by jobs of Slurm."""
 
 

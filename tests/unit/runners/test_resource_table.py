@@ -44,6 +44,7 @@ ROWS: Final[dict[str, Callable[[type[Runner]], str]]] = {
     "Files changed beside the code": lambda runner: "told, or kept" if runner.keeps_code_changes else "lost",
     "Files of other items as inputs": lambda runner: "yes" if runner.input_dir(Path()) else "no",
     "CPU and memory of a run": lambda runner: "sampled" if runner.tells_usage else "not told",
+    "Commands inside a run": lambda runner: "no" if runner.exec_plan is Runner.exec_plan else "yes",
     "Start": _start,
     "State is known": _is_told,
     "Waits there without a slot": lambda runner: f"up to {runner.max_submitted}" if runner.max_submitted else "-",

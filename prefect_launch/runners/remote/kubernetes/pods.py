@@ -120,6 +120,16 @@ def read_time(text: object) -> datetime | None:
     return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
 
 
+def first_running_container(pods: Iterable[Pod]) -> tuple[str, str] | None:
+    """Return the first container that runs and is no helper before the others: its pod's name, and its own."""
+    for pod in pods:
+        states = {one["name"]: one.get("state") or {} for one in status_of(pod).get("containerStatuses") or ()}
+        for container in pod["spec"].get("containers") or ():
+            if "running" in states.get(container["name"], {}):
+                return name_of(pod), str(container["name"])
+    return None
+
+
 def has_started(pod: Pod) -> bool:
     """Whether one of its containers runs or has run: what has started stays so, also between two tries."""
     return status_of(pod).get("phase") == "Running" or any(not end.is_init for end in ends_of(pod))

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import shutil
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from prefect_launch.core.output_limits import OUTPUTS_FILE, LeftOut
 from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchError, UnreachableError, clause
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.registries.base import DOCKER_HUB, TOKEN_USER, parse_reference
-from prefect_launch.runners.base import Finding, Labels, RunPlan
+from prefect_launch.runners.base import ExecPlan, Finding, Labels, RunPlan
 from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.option_values import Amount, Quantity
 from prefect_launch.runners.remote.base import RemoteRunner
@@ -40,6 +41,7 @@ from prefect_launch.runners.remote.kubernetes.fill_rules import fill_rule
 from prefect_launch.runners.remote.kubernetes.handles import KubernetesHandle, NotedRun, Place, RunNotes
 from prefect_launch.runners.remote.kubernetes.holding import Hold, release_patch
 from prefect_launch.runners.remote.kubernetes.kinds import JOB
+from prefect_launch.runners.remote.kubernetes.login import POD_CONTEXT
 from prefect_launch.runners.remote.kubernetes.logs import Container, RunLog, containers_of
 from prefect_launch.runners.remote.kubernetes.objects import (
     build_objects,
@@ -62,6 +64,7 @@ from prefect_launch.runners.remote.kubernetes.options import (
 )
 from prefect_launch.runners.remote.kubernetes.pods import (
     ends_of,
+    first_running_container,
     has_started,
     name_of,
     outputs_message,
@@ -459,6 +462,35 @@ class KubernetesRunner(RemoteRunner):
                 path = anyio.Path(plan.output_dir / OUTPUTS_FILE)
                 await path.write_text(message, encoding="utf-8")
         return LeftOut()
+
+    async def exec_plan(self, handle: str, command: Sequence[str], *, has_terminal: bool) -> ExecPlan:
+        parsed = KubernetesHandle.parse(RunHandle.parse(handle).job)
+        place = parsed.place._replace(context=await self._context_here(parsed.place.context))
+        run = await self._watch(place).refresh(place.resource, parsed.name)
+        job = _job_of(run, parsed.uid)
+        found = job and first_running_container(pods_of_claim(job, run.live_pods))
+        if not found:
+            raise InfrastructureError(
+                f"No container of {parsed.name} runs in the namespace {place.namespace} of {place.context}: it has"
+                " ended, or is in another cluster. Choose its context in KUBECONFIG, and try again."
+            )
+        if shutil.which("kubectl") is None:
+            raise AgentConfigError("This machine has no kubectl, which runs commands in pods. Install it.")
+        pod, container = found
+        context = [] if place.context == POD_CONTEXT else [f"--context={place.context}"]
+        terminal = ["--tty"] if has_terminal else []
+        where = [*context, f"--namespace={place.namespace}", "--stdin", *terminal, pod, f"--container={container}"]
+        return ExecPlan(argv=("kubectl", "exec", *where, "--", *command))
+
+    async def _context_here(self, context: str) -> str:
+        """Return the name that a run's context has on this machine; its current one, where it knows none of that name.
+
+        That it is the same cluster, the uid of the run's object says.
+        """
+        try:
+            return await self._cluster(context).client.context()
+        except AgentConfigError:
+            return await self._cluster("").client.context()
 
     async def annotate(self, handle: str, annotations: Mapping[str, str | None]) -> Mapping[str, str] | None:
         """Set annotations of a job's object, and take away those without a value.

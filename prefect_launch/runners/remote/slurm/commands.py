@@ -67,7 +67,7 @@ async def run_slurm(program: str, *arguments: str, env: Mapping[str, str] | None
         NoRoomError: when Slurm would take the same request at another time.
         CommandFailedError: when it refused, with its own words.
     """
-    environment = {**_without_slurm(os.environ if env is None else env), **_cluster(os.environ)}
+    environment = environment_of(os.environ if env is None else env)
     await _check_config(environment.get("SLURM_CONF"))
     try:
         done = await run_command([program, *arguments], env=environment, seconds=COMMAND_SECONDS)
@@ -96,6 +96,16 @@ async def run_slurm(program: str, *arguments: str, env: Mapping[str, str] | None
     raise CommandFailedError(said)
 
 
+def environment_of(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a command of Slurm, with what names the cluster of this process.
+
+    Args:
+        variables: that it has else.
+    """
+    cluster = {name: value for name, value in os.environ.items() if name in _OF_CLUSTER}
+    return {**{name: value for name, value in variables.items() if not _OF_SLURM.match(name)}, **cluster}
+
+
 async def _check_config(path: str | None) -> None:
     """Look for the configuration first: without it, Slurm's commands look for a minute."""
     if path and not await to_thread.run_sync(os.access, path, os.R_OK):
@@ -109,11 +119,3 @@ def _words(output: bytes) -> str:
     """Return what a program complained of in one line, without its name before each line and without stars."""
     lines = [re.sub(r"^\w+: (error: )?", "", line.strip(" *")) for line in output.decode(errors="replace").splitlines()]
     return "; ".join(dict.fromkeys(line for line in lines if line)).rstrip(".")
-
-
-def _without_slurm(variables: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in variables.items() if not _OF_SLURM.match(name)}
-
-
-def _cluster(variables: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in variables.items() if name in _OF_CLUSTER}

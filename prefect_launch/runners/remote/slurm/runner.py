@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -22,8 +23,9 @@ from prefect_launch.core.states import ItemState
 from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.environments.venv import Environments, Venv
 from prefect_launch.errors import InfrastructureError, LaunchError, SpecError
+from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import INPUT_DIR, ExitStatus, Finding, RunPlan, nothing
+from prefect_launch.runners.base import INPUT_DIR, ExecPlan, ExitStatus, Finding, Labels, RunPlan, nothing
 from prefect_launch.runners.code_changes import note_code, with_code_changes
 from prefect_launch.runners.code_job import (
     check_command,
@@ -36,10 +38,10 @@ from prefect_launch.runners.code_job import (
 )
 from prefect_launch.runners.option_values import Quantity
 from prefect_launch.runners.remote.base import RemoteRunner
-from prefect_launch.runners.remote.jobs import LogPart, RemoteJob, RemoteStatus
+from prefect_launch.runners.remote.jobs import LogPart, RemoteJob, RemoteStatus, RunHandle
 from prefect_launch.runners.remote.slurm import diagnosis, folder, jobs, script
 from prefect_launch.runners.remote.slurm import options as slurm_options
-from prefect_launch.runners.remote.slurm.commands import CommandFailedError, run_slurm
+from prefect_launch.runners.remote.slurm.commands import CommandFailedError, environment_of, run_slurm
 from prefect_launch.runners.remote.slurm.containers import (
     check_has_program,
     check_image,
@@ -295,6 +297,17 @@ class SlurmRunner(RemoteRunner):
 
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         return await with_code_changes(await super().watch(handle, plan, ended=ended), plan)
+
+    async def exec_plan(self, handle: str, command: Sequence[str], *, has_terminal: bool) -> ExecPlan:
+        number, claim = RunHandle.parse(handle)
+        job = (await jobs.jobs_by_id([number])).get(number)
+        run = _record_of(job) or await anyio.to_thread.run_sync(self._records.get, number)
+        if job is None or run is None or not job.is_running or run.labels.get(Labels.CLAIM, "") != claim:
+            seen = "it has ended, or another job has its number" if job is None or not job.is_waiting else job.state
+            raise InfrastructureError(f"The job {number} of Slurm does not run: {seen}. Look for it there (squeue).")
+        step = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", "--export=PATH,TERM"]
+        inside = script.inside_script(f"{OUTPUT_DIR_VARIABLE}={run.run_dir / 'outputs'}", command)
+        return ExecPlan(argv=(*step, *(["--pty"] if has_terminal else []), *inside), env=environment_of(os.environ))
 
     async def left_end(self, plan: RunPlan) -> RemoteStatus | None:
         return status_of(None, await anyio.to_thread.run_sync(folder.look, plan.run_dir))

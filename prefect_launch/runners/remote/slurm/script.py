@@ -126,6 +126,31 @@ MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 export MASTER_ADDR MASTER_PORT"""
 
 
+#: Runs a command in the environment and the folder of a job's process on this node, by the variable that marks it. The
+#: environment is read from the kernel, since its file is gone, and never stands on a command line.
+_INSIDE: Final = r"""
+mark=$1
+shift
+found=$(LC_ALL=C grep -lzxF -e "$mark" /proc/[0-9]*/environ 2>/dev/null | head -n 1)
+[ -n "$found" ] || { echo "No process of the job is on the node $(hostname): it has ended." >&2; exit 1; }
+eval "$(LC_ALL=C sed -zn "/^\(UID\|EUID\|PPID\|BASHOPTS\|SHELLOPTS\|BASH_VERSINFO\)=/d
+s/'/'\\\\''/g
+s/^\([A-Za-z_][A-Za-z0-9_]*\)=\(.*\)/export \1='\2'/p" "$found" | tr '\0' '\n')"
+cd "$(readlink "${found%environ}cwd")" || exit 1
+exec "$@"
+"""
+
+
+def inside_script(variable: str, command: Sequence[str]) -> list[str]:
+    """Return what runs a command on a job's node as the job itself would run it.
+
+    Args:
+        variable: `NAME=value` that every process of the job has in its environment, and nothing else.
+        command: a program and its arguments.
+    """
+    return ["sh", "-c", _INSIDE, "sh", variable, *command]
+
+
 def job_script(folder: Path, cwd: Path, command: Sequence[str], *, srun: Sequence[str] = ()) -> str:
     """Return the script of a job.
 
