@@ -55,13 +55,18 @@ class Column(NamedTuple):
         title: heading of the column.
         right: align the values right, as for numbers.
         gives_way: cut this column first when the terminal is too narrow.
-        wraps: break its values into lines where others are cut, as for sentences.
+        wraps: break its values into lines where others are cut, as for sentences; its heading too.
     """
 
     title: str
     right: bool = False
     gives_way: bool = False
     wraps: bool = False
+
+    @property
+    def least_width(self) -> int:
+        """What it has in the narrowest terminal: a heading is not cut."""
+        return min(len(self.title), _READABLE_CHARS) if self.wraps else len(self.title)
 
 
 def print_json(value: Any) -> None:
@@ -227,12 +232,12 @@ def _fitted(columns: Sequence[Column], rows: list[list[Text]], width: int) -> li
     texts = [place for place, column in enumerate(columns) if not column.right]
     give_way = [place for place, column in enumerate(columns) if column.gives_way or column.wraps]
     steps = ((give_way, _READABLE_CHARS), (give_way, 0), (texts, 0))
-    least_sum = sum(len(columns[place].title) if place in texts else widths[place] for place in range(len(widths)))
+    least_sum = sum(columns[place].least_width if place in texts else widths[place] for place in range(len(widths)))
     for may, least in steps if least_sum + 2 * (len(widths) - 1) <= width else steps[:1]:
-        left = [place for place in may if widths[place] > max(least, len(columns[place].title))]
+        left = [place for place in may if widths[place] > max(least, columns[place].least_width)]
         while left and sum(widths) + 2 * (len(widths) - 1) > width:
             widths[max(left, key=lambda place: widths[place])] -= 1
-            left = [place for place in left if widths[place] > max(least, len(columns[place].title))]
+            left = [place for place in left if widths[place] > max(least, columns[place].least_width)]
     return widths
 
 

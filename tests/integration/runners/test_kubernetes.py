@@ -122,13 +122,22 @@ async def world(
         await world.clear()
 
 
-class TestKubernetesContract(RemoteRunnerContract, ExecContract):
+class TestKubernetesContract(RemoteRunnerContract):
     """A run is a batch Job."""
 
     limit_seconds: ClassVar[float] = 120.0
     stop_margin_seconds: ClassVar[float] = 60.0
     short_seconds: ClassVar[int] = 3
     starts_at_once: ClassVar[bool] = False
+
+
+class TestKubernetesExec(ExecContract):
+    """kubectl upgrades its connection, which the relay does not pass on."""
+
+    @pytest.fixture
+    def world(self, world: KubernetesWorld, monkeypatch: pytest.MonkeyPatch) -> KubernetesWorld:
+        monkeypatch.setenv("KUBECONFIG", str(world.cluster.kubeconfig))
+        return world
 
 
 # --- what only a cluster does ---

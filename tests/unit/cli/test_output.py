@@ -46,6 +46,23 @@ def test_no_title_is_cut_at_80_columns_though_every_value_is_long(
     assert len(row) <= 80
 
 
+def test_names_as_headings_are_broken_into_lines_with_the_values_below_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    names = ["a-run-with-a-long-name-of-its-own-1", "a-run-with-a-long-name-of-its-own-2", "short"]
+    columns = [Column("OF"), *(Column(name, wraps=True) for name in names)]
+
+    print_table(columns, [("results", "Finished with exit code 0.", "completed", "cancelled")], empty="")
+
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    first, second = (line[9:].split() for line in lines[:2])
+    assert [top + bottom for top, bottom in zip([*first, ""], second, strict=True)] == names
+    assert "results" in lines[2]
+    assert "cancelled" in lines[2]
+
+
 def test_sentence_in_a_table_is_broken_into_lines_where_names_are_cut(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
