@@ -360,7 +360,7 @@ def input_rows(schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         if each.get("properties"):
             yield from input_rows(each, f"{prefix}{name}.")
             continue
-        rules = [f"{words} {_text(each[rule])}" for rule, words in _RULES.items() if rule in each]
+        rules = [f"{words} {_listed(each[rule])}" for rule, words in _RULES.items() if rule in each]
         shown = "required" if name in required and "default" not in each else _text(each.get("default"))
         yield (
             f"{prefix}{name}",
@@ -370,9 +370,11 @@ def input_rows(schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         )
 
 
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _text(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
     return "" if value is None else str(value)
 
 

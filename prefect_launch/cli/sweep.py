@@ -72,13 +72,13 @@ def check(
     metric = config.objective
     print_details(
         [
-            ("Method", config.sampler or config.method),
-            ("Metric", f"{metric.goal} {metric.name}" if metric else None),
-            ("Points", _INFINITE if preview.points is None else f"{preview.points:,}"),
-            ("Trials", "no limit" if preview.trials is None else f"at most {preview.trials:,}"),
-            ("Workers", config.scheduler.num_workers),
-            ("Job", None if config.names_job else "none yet: give -j JOB or -d IMAGE, or the key job"),
-            ("Command", _command(config, preview)),
+            ("method", config.sampler or config.method),
+            ("metric", f"{metric.goal} {metric.name}" if metric else None),
+            ("points", _INFINITE if preview.points is None else f"{preview.points:,}"),
+            ("trials", "no limit" if preview.trials is None else f"at most {preview.trials:,}"),
+            ("workers", config.scheduler.num_workers),
+            ("job", None if config.names_job else "none yet: give -j JOB or -d IMAGE, or the key job"),
+            ("command", _command(config, preview)),
         ]
     )
     typer.echo()

@@ -98,9 +98,9 @@ def _details(report: SweepReport) -> list[tuple[str, object]]:
     ended = [trial for trial in report.trials.history.trials if trial.state is TrialState.FINISHED]
     values = [trial.metric for trial in ended if trial.metric is not None]
     return [
-        ("Sweep", f"{report.name} ({report.sweep_id})"),
-        *report.details,
-        ("History", sparkline(values, _SPARKLINE_CHARS) if len(values) > 1 else None),
+        ("sweep", f"{report.name} ({report.sweep_id})"),
+        *((name.lower(), value) for name, value in report.details),
+        ("history", sparkline(values, _SPARKLINE_CHARS) if len(values) > 1 else None),
     ]
 
 

@@ -26,8 +26,8 @@ def test_check_shows_points_limit_and_five_samples_and_writes_nothing(
 
     assert shown.exit_code == 0
     lines = [line.split() for line in shown.stdout.splitlines()]
-    assert ["Points", "12"] in lines
-    assert ["Trials", "at", "most", "12"] in lines
+    assert ["points", "12"] in lines
+    assert ["trials", "at", "most", "12"] in lines
     assert ["TRIAL", "batch", "optimizer.name", "optimizer.options.lr"] in lines
     assert lines[-5:] == [
         *(["0", "8", "adam", "0.1"], ["1", "8", "adam", "0.01"], ["2", "8", "sgd", "0.1"]),

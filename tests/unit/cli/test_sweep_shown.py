@@ -41,7 +41,7 @@ def test_show_has_the_trials_with_the_best_one_first(job_api: InMemoryApi) -> No
     shown = sweep("show", "mine")
     assert shown.exit_code == 0, shown.output
     lines = [line.split() for line in shown.stdout.splitlines()]
-    assert ["Metric", "minimize", "loss"] in lines
+    assert ["metric", "minimize", "loss"] in lines
     assert ["TRIAL", "STATE", "loss", "lr", "ITEM"] in lines
     assert [line[:4] for line in lines[-5:-2]] == [
         *(["2", "finished", "0", "0.3"], ["3", "finished", "0.1", "0.4"], ["0", "finished", "0.2", "0.1"])

@@ -113,7 +113,7 @@ def test_live_view_fits_into_the_terminal_with_the_best_trials_and_what_runs() -
 
 def test_show_has_the_course_of_the_metric_as_a_sparkline(capsys: pytest.CaptureFixture[str]) -> None:
     print_sweep(report_of(finished(0, 1.0), finished(1, 0.0), finished(2, float("nan"))))
-    assert ["History", "█▁×"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["history", "█▁×"] in [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
 def test_show_tells_why_trials_failed_once_for_each_cause(capsys: pytest.CaptureFixture[str]) -> None:
