@@ -200,9 +200,10 @@ class LaunchSpec(_Part):
         str | None,
         Option(("-p", "--project"), "PROJECT", form={"title": "Project", "type": "string"}, in_secure_mode=True),
     ] = Field(default=None, description="The run's project. Default: the job's.")
-    author: Annotated[str | None, Option(form={"title": "Author", "type": "string"}, in_secure_mode=True)] = Field(
-        default=None, description="Who submits it."
-    )
+    author: Annotated[
+        str | None,
+        Option(("--author",), "AUTHOR", form={"title": "Author", "type": "string"}, in_secure_mode=True),
+    ] = Field(default=None, description="Who submits it; a queue may limit what one author has on it.")
     sweep_id: Annotated[str | None, Option(in_secure_mode=True)] = Field(
         default=None, description="Id of the sweep that it belongs to."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import pytest
 
 from prefect_launch.core.states import StateType
 from tests.support.agent_thread import running
-from tests.support.live import Site, until
+from tests.support.live import DEADLINE_SECONDS, Site, until
 
 if TYPE_CHECKING:
     from tests.support.docker_engine import DockerEngine
@@ -46,6 +47,27 @@ def test_container_that_fails_tells_its_exit_code(site: Site, shell_image: str) 
     assert site.states(run)[-1] == "Failed"
     assert "exit code 9" in run.message
     assert site.log(run) == "badly"
+
+
+def test_container_makes_place_for_a_critical_item_and_resumes(site: Site, shell_image: str) -> None:
+    site.api.edit_run_queue(replace(site.queue.options, preempt=True))
+    script = """
+saved="$LAUNCH_OUTPUT_DIR/saved"
+if [ -e "$saved" ]; then echo resumed; exit 0; fi
+trap 'touch "$saved"; exit 0' TERM
+echo begun
+while true; do sleep 0.1; done
+"""
+    with running(site.agent(max_jobs=1, poll_seconds=0.5, stopped_run_timeout=20)):
+        (low,) = site.add(container(shell_image, script), priority="low", resumable=True)
+        until(lambda: "begun" in site.log(low))
+        (urgent,) = site.add(container(shell_image, "true"), priority="critical")
+        for run in (urgent, low):
+            run.wait_until_finished(timeout=DEADLINE_SECONDS)
+    assert site.log(low).split() == ["begun", "resumed"]
+    assert [name for name in site.states(low) if name != "Pending"] == [
+        *("Queued", "Running", "Queued", "Running", "Completed")
+    ]
 
 
 def test_image_that_cannot_be_pulled_crashes_the_item_with_the_reason(site: Site) -> None:

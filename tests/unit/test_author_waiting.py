@@ -8,8 +8,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from typer.testing import CliRunner
 
 from prefect_launch import explain_launch, launch_add, launch_add_many
+from prefect_launch.cli.main import app
 from prefect_launch.client.api import use_api
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import QueueError
@@ -89,3 +91,11 @@ def test_image_that_would_be_built_first_is_not_built(api: InMemoryApi, tmp_path
     add(author="ann")
     with pytest.raises(QueueError, match=REFUSED):
         launch_add(job="train", queue_name="gpu", author="ann", build=True, repository="registry:5000/team/train")
+
+
+def test_add_names_the_author_and_is_refused_with_the_reason(api: InMemoryApi) -> None:
+    arguments = ["add", "-d", "busybox:1", "-q", "gpu", "--author", "ann"]
+    assert [CliRunner().invoke(app, arguments).exit_code for _ in range(2)] == [0, 0]
+    refused = CliRunner().invoke(app, arguments)
+    assert isinstance(refused.exception, QueueError)
+    assert str(refused.exception).startswith("ann has 2 items waiting on the queue 'gpu'")
