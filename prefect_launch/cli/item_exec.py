@@ -19,7 +19,7 @@ from prefect_launch.cli.item_view import find
 from prefect_launch.cli.options import ItemId
 from prefect_launch.cli.process import connected
 from prefect_launch.client.item_fields import state_of
-from prefect_launch.core.names import short_id
+from prefect_launch.core.names import name_and_id, short_id
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError, SpecError
 
@@ -74,14 +74,14 @@ async def _plan(session: Session, item: Item, command: Sequence[str], typed: Seq
     holder = holder_of(await session.server.read_states(item.id))
     queue = item.work_pool_name
     if queue is None or holder is None:
-        raise SpecError(f"Item {_named(item)} is run by no agent, so where it runs is not known. Log in there.")
+        raise SpecError(f"Item {name_and_id(item)} is run by no agent, so where it runs is not known. Log in there.")
     config = QueueConfig.from_template(queue, (await session.pool(queue)).base_job_template)
     runner = make_runner(resource_of_item(item, config), default_home())
     try:
         here = socket.gethostname()
         if runner.uses_this_machine and holder.host != here:
             raise LaunchError(
-                f"Item {_named(item)} runs on {holder.host}, under the agent {holder.agent}, and this is {here}."
+                f"Item {name_and_id(item)} runs on {holder.host}, under the agent {holder.agent}, and this is {here}."
                 f" Log in there (ssh {holder.host}), and type: prefect-launch item {shlex.join(typed)}"
             )
         has_terminal = sys.stdin.isatty() and sys.stdout.isatty()
@@ -91,15 +91,11 @@ async def _plan(session: Session, item: Item, command: Sequence[str], typed: Seq
 
 
 def _why_no_run(item: Item) -> str:
-    what = f"Item {_named(item)} is {state_of(item)}: no command can be run inside it"
+    what = f"Item {name_and_id(item)} is {state_of(item)}: no command can be run inside it"
     program = f"'prefect-launch item show {short_id(item.id)}'"
     if item.is_terminal:
         return f"{what} any more. {program} shows how it ended; 'item logs' and 'item download' what it has left."
     return f"{what} before it runs. {program} says what it waits for."
-
-
-def _named(item: Item) -> str:
-    return f"{item.name} ({short_id(item.id)})"
 
 
 def _become(plan: ExecPlan) -> NoReturn:

@@ -15,7 +15,7 @@ from prefect_launch.cli.output import Column, lasted, print_json, print_table, t
 from prefect_launch.cli.process import connected
 from prefect_launch.cli.usage_view import usage_cells
 from prefect_launch.client.item_fields import duration_of, state_of
-from prefect_launch.core.names import short_id
+from prefect_launch.core.names import name_and_id, short_id
 from prefect_launch.core.terminal import unguarded_stdout
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _read(api: Api, runs: Sequence[QueuedRun]) -> list[_Use]:
 def _notes(api: Api, runs: Sequence[QueuedRun], uses: Sequence[_Use]) -> list[str]:
     """Say of which items it is not known what they use, and why."""
     unknown = [run for run, one in zip(runs, uses, strict=True) if not one.usage]
-    return [f"{run.name} ({short_id(run.id)}): {_why_unknown(api, run)}" for run in unknown]
+    return [f"{name_and_id(run)}: {_why_unknown(api, run)}" for run in unknown]
 
 
 def _why_unknown(api: Api, run: QueuedRun) -> str:

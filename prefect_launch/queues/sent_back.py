@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Final
 
-from prefect_launch.core.names import short_id
+from prefect_launch.core.names import name_and_id
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, State
@@ -45,7 +45,7 @@ async def take_turn(server: Server, urgent: Item, victim: Item) -> bool:
 
 async def order_back(server: Server, victim: Item, urgent: Item) -> dict[str, str]:
     """Order a running item back into its queue: return the label that it has then. Its agent stops it."""
-    order = {_LABEL: f"{victim.run_count} {urgent.name} ({short_id(urgent.id)})"}
+    order = {_LABEL: f"{victim.run_count} {name_and_id(urgent)}"}
     await server.label_item(victim.id, order)
     return order
 
