@@ -188,7 +188,7 @@ async def _code_of(session: Session, run: Run) -> dict[str, Any]:
         "image": asked["image"] or source.get("image"),
         "commit": (git.get("commit") or "")[:_COMMIT_CHARS] or None,
         "not committed": git.get("changed_count") or len(git.get("changed", ())) or None,
-        "code": source.get("artifact"),
+        "code": (source.get("artifact") or "").rpartition("/")[2][:_COMMIT_CHARS] or None,
         "entry_point": asked["entry_point"] or list(job.entry_point),
         "python": job.runtime,
         "base_image": source.get("base_image"),

@@ -63,7 +63,7 @@ figure svg { width: 100%; max-width: 900px; height: auto; border: 1px solid var(
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td:first-child { white-space: nowrap; }
-td { max-width: 30rem; overflow-wrap: anywhere; }
+td { max-width: 30rem; overflow-wrap: break-word; }
 .sortable th { cursor: pointer; white-space: nowrap; }
 .sortable td { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 """

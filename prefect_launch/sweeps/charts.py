@@ -215,7 +215,7 @@ def _vertical_axis(
     weight = 'font-weight="600"'
     parts.append(text(at, top - 14, abbreviated(name, chars), fill=BEST if is_last else INK, more=weight))
     if axis.is_log:
-        parts.append(text(at, top - 3, "log", fill=PALE_INK, more='font-size="9"'))
+        parts.append(text(at, bottom + 13, "log", fill=PALE_INK, more='font-size="9"'))
     side, anchor = (7, "start") if is_last else (-5, "end")
     longest = min(10, max(5, int((room - 8) / _CHAR))) if room < 80 else 10
     for share, words in axis.ticks:
