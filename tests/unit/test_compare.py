@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -41,6 +42,19 @@ def pair(api: InMemoryApi, tmp_path: Path) -> tuple[QueuedRun, QueuedRun]:
 def compared(api: InMemoryApi, *runs: QueuedRun) -> Comparison:
     items = [run.item for run in runs]
     return api.call(lambda session: compare_runs(api, session, items))
+
+
+def test_code_is_told_apart_by_the_start_of_its_digest(api: InMemoryApi, tmp_path: Path) -> None:
+    runs = []
+    for number in range(2):
+        (tmp_path / "train.py").write_text(f"print({number})")
+        create_job(str(tmp_path), "code", name="train", entrypoint="python train.py")
+        runs.append(launch_add(job="train", queue_name="gpu"))
+
+    (row,) = [row for row in compared(api, *runs).rows if (row.section, row.name) == (CODE, "code")]
+
+    assert row.differs
+    assert all(re.fullmatch("[0-9a-f]{12}", value) for value in row.values)
 
 
 def test_comparison_tells_what_differs_and_what_each_came_to(
