@@ -223,8 +223,12 @@ def create(
 @flattened()
 def edit(name: QueueName, options: QueueSettings, json: JsonOption = False) -> None:
     """Change a queue: only what is given; one --limit leaves the other limits as they are."""
+    from prefect_launch.errors import QueueError
+
     api = connected()
     before = api.run_queue(name)
+    if all(value is None for value in vars(options).values()):
+        raise QueueError("Nothing to change: give an option, such as --concurrency 4. 'queue edit --help' lists them.")
     queue = api.edit_run_queue(options.over(before.options))
     if json:
         print_json(_summary(queue, _activity(api, queue)))

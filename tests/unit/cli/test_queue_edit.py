@@ -45,7 +45,6 @@ def shown(command: Command) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("arguments", "changes"),
     [
-        ((), {}),
         (("--concurrency", "5"), {"concurrency_limit": 5}),
         (("--concurrency", "none"), {"concurrency_limit": None}),
         (("--limit", "memory=32g", "--limit", "cpus=4"), {"limits": {"memory": "32g", "gpus": "2", "cpus": "4"}}),
@@ -92,6 +91,7 @@ def test_other_config_keeps_the_limits_and_the_pin_of_the_queue(command: Command
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
+        ((), LaunchError),
         (("--concurrency", "0"), LaunchError),
         (("--concurrency", "many"), LaunchError),
         (("--per-author", "0"), LaunchError),
