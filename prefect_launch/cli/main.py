@@ -160,6 +160,8 @@ def _run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001 - the one place where every error arrives
+        if isinstance(error.__cause__, KeyboardInterrupt):  # pydantic wraps one that comes while it writes a value
+            return _INTERRUPTED
         if os.environ.get(_DEBUG_VARIABLE, "").lower() in ("1", "true", "yes"):
             traceback.print_exception(error)
         _print_error(message_of(error))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import typer
+from pydantic import BaseModel, model_serializer
 from typer.testing import CliRunner
 
 from prefect_launch.cli.main import app, message_of, run
+from prefect_launch.client.api import use_api
 from prefect_launch.errors import ExecutionError, SpecError
+from prefect_launch.testing import InMemoryApi
 
 COMMANDS = [
     [],
@@ -137,3 +140,19 @@ def test_shell_completes_commands_and_options(
 
     assert ended.value.code == 0
     assert capsys.readouterr().out.split() == completed
+
+
+def test_interrupt_while_a_value_is_written_ends_the_program_as_any_other(capsys: pytest.CaptureFixture[str]) -> None:
+    class Value(BaseModel):
+        @model_serializer
+        def written(self) -> str:
+            raise KeyboardInterrupt
+
+    async def write(*_: object) -> None:
+        Value().model_dump()
+
+    with use_api(InMemoryApi()) as api:
+        api.server.before_call = write
+        assert run(["queue", "list"]) == 130
+
+    assert "Error" not in capsys.readouterr().err
