@@ -13,6 +13,7 @@ from uuid import UUID
 from prefect.logging import get_logger
 
 from prefect_launch.client.api import Api
+from prefect_launch.core.caller import author_here
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.validation import check_json
 from prefect_launch.errors import LaunchError, NotFoundError, SpecError
@@ -330,7 +331,7 @@ def draft_item(api: Api, queue: CachedQueue, spec: LaunchSpec, job: Job | None) 
     _refuse_notebook(spec)
     _check_resource(spec, queue, job)
     refuse_unread(spec, job, runner_class(queue.config.resource))
-    full = _completed(api, spec, job)
+    full = _with_author(_completed(api, spec, job), queue)
     _check_options(with_checked_inputs(full, job, _UNPLACED), queue, job)
     dumped = full.dump()
     check_json(dumped)  # A spec that was made as an object comes unchecked.
@@ -348,6 +349,14 @@ def draft_item(api: Api, queue: CachedQueue, spec: LaunchSpec, job: Job | None) 
         # All was checked here, and a fraction may be larger than that schema lets any number be.
         enforce_parameter_schema=False,
     )
+
+
+def _with_author(spec: LaunchSpec, queue: CachedQueue) -> LaunchSpec:
+    """Name whoever calls as the author, where the queue shares its places among authors; trials are their sweep's."""
+    config = queue.config
+    if spec.author or spec.sweep_id or (config.per_author is None and config.per_author_waiting is None):
+        return spec
+    return spec.model_copy(update={"author": author_here()})
 
 
 async def _queue(session: Session, name: str, spec: LaunchSpec, job: Job | None) -> CachedQueue:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prefect_launch.client.item_handle import ItemHandle
 from prefect_launch.client.patience import when_answered
+from prefect_launch.core.caller import caller
 from prefect_launch.core.output_limits import OUTPUTS_FILE
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.terminal import printable
 from prefect_launch.errors import ArtifactError, ExecutionError, LaunchError, NotFoundError
-from prefect_launch.queues.cancel_request import caller, request_cancel
+from prefect_launch.queues.cancel_request import request_cancel
 from prefect_launch.server.logs import read_log
 from prefect_launch.server.values import Item, LogRecord, State
 from prefect_launch.spec.scheduling import Priority

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
-
+from prefect_launch.core.caller import caller
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Answer, Item, State
@@ -33,11 +31,3 @@ async def request_cancel(server: Server, item: Item, reason: str | None = None) 
         said = f"{reason} It waited" if reason else f"Cancelled by {who} while it waited"
         await server.propose(item.id, State.of(ItemState.CANCELLED, f"{said}: {nothing}."))
     return state
-
-
-def caller() -> str:
-    """Return who calls: the user and the machine; a container may have no name for its user."""
-    try:
-        return f"{getpass.getuser()} on {socket.gethostname()}"
-    except (KeyError, OSError):
-        return f"somebody on {socket.gethostname()}"

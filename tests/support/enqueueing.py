@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from prefect_launch import create_job
 from prefect_launch.server.values import Item
@@ -50,3 +50,8 @@ def items(api: InMemoryApi) -> list[Item]:
 def inputs(**values: Any) -> dict[str, Any]:
     """A launch config with these inputs."""
     return {"overrides": {"run_config": values}}
+
+
+def nobody() -> NoReturn:
+    """In place of `getpass.getuser`: a machine that has no name for its user, as a container may."""
+    raise KeyError("getpwuid(): uid not found")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from prefect_launch.client.api import use_api
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import QueueError
 from prefect_launch.server.values import State
+from prefect_launch.spec.item_parameters import options_of
 from prefect_launch.testing import InMemoryApi
-from tests.support.enqueueing import IMAGE, items
+from tests.support.enqueueing import IMAGE, items, nobody
 
 REFUSED = (
     r"ann has 2 items waiting on the queue 'gpu', and of one author at most 2 may wait there: nothing was queued\."
@@ -74,7 +76,20 @@ def test_item_that_is_there_under_its_run_id_is_returned(api: InMemoryApi) -> No
     ]
 
 
-def test_items_without_an_author_have_one_share(api: InMemoryApi) -> None:
+def test_item_without_an_author_is_that_of_whoever_calls(api: InMemoryApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(getpass, "getuser", lambda: "ann")
+    add()
+    add()
+    with pytest.raises(QueueError, match="ann has 2 items waiting"):
+        add()
+    monkeypatch.setenv("WANDB_USERNAME", "bob")
+    add()
+    add("other")
+    assert [options_of(item).get("author") for item in items(api)] == [None, "bob", "ann", "ann"]
+
+
+def test_items_without_an_author_have_one_share(api: InMemoryApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(getpass, "getuser", nobody)
     add()
     add()
     with pytest.raises(QueueError, match="Items without an author have 2 items waiting"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 from collections import Counter
 from typing import Any
 from uuid import UUID
@@ -18,6 +19,7 @@ from prefect_launch.server.values import JOB_FLOW, SCHEDULER_FLOW, Item
 from prefect_launch.spec.item_parameters import FORM_LABEL, author_of
 from prefect_launch.testing import Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
+from tests.support.enqueueing import nobody
 
 WAITING, RUNNING, COMPLETED = StateType.SCHEDULED, StateType.RUNNING, StateType.COMPLETED
 CRITICAL, MEDIUM = UUID(int=1), UUID(int=2)
@@ -141,7 +143,10 @@ async def test_item_that_was_claimed_over_the_limit_keeps_its_place_in_line(benc
     assert (told.state_name, told.message) == ("Queued", "ann has 1 of 1 in work on this queue.")
 
 
-async def test_items_without_an_author_have_one_share_and_those_of_a_form_count(bench: Bench) -> None:
+async def test_items_without_an_author_have_one_share_and_those_of_a_form_count(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(getpass, "getuser", nobody)
     await share(bench, 1)
     bench.plays(Script(seconds=60))
     await bench.add(3)
