@@ -67,7 +67,7 @@ def add(
 
 
 @run_app.command("run", cls=PassesArgs, epilog=_RUN_EXAMPLES)
-@flattened("queue", "variables", "build", "after", *map(parameter_of, ("priority", "docker.pin", "resumable")))
+@flattened("queue", "build", "after", *map(parameter_of, ("priority", "docker.pin", "resumable")))
 def run(
     options: LaunchOptions,
     returns_at_once: Annotated[
@@ -163,8 +163,14 @@ def run_here(api: Api, options: LaunchOptions, *, as_json: bool) -> None:
         ExecutionError: when it failed.
         LaunchError: as `launch` does.
     """
+    from prefect_launch.errors import SpecError
     from prefect_launch.spec.launch_spec import construct_spec
 
+    if options.variables:
+        raise SpecError(
+            f"The template variable {options.variables[0]!r} is one of a queue, and this runs the job here and now."
+            " Leave it out, or use 'prefect-launch add -q QUEUE'; --async uses the queue 'default'."
+        )
     config = options.launch_config(api)
     construct_spec(config)  # A refused spec makes no flow run.
     run = asyncio.run(_launch(api, config, log_to_error=as_json))

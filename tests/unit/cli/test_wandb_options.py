@@ -52,6 +52,23 @@ def test_run_that_returns_at_once_is_an_item_of_the_default_queue(api: InMemoryA
     assert "prefect-launch agent start -q default" in result.stderr
 
 
+def test_run_that_returns_at_once_takes_the_template_variables_of_the_default_queue(api: InMemoryApi) -> None:
+    variables = {"memory": {"type": "string", "pattern": "^[0-9]g$"}}
+    api.create_run_queue("default", "local-container", config={"memory": "{{memory}}"}, template_variables=variables)
+    result = CliRunner().invoke(app, ["run", "-j", "train", "--async", "--set-var", "memory=4g"])
+
+    assert result.exit_code == 0, result.output
+    (run,) = api.items(queue="default")
+    assert spec_of(run.item).template_variables == {"memory": "4g"}
+
+
+def test_run_here_refuses_a_template_variable(api: InMemoryApi) -> None:
+    result = CliRunner().invoke(app, ["run", "-j", "train", "--set-var", "memory=4g"])
+
+    assert "'memory=4g' is one of a queue" in str(result.exception)
+    assert not api.items()
+
+
 def test_services_of_a_job_are_refused_with_the_next_step(api: InMemoryApi) -> None:
     result = CliRunner().invoke(app, ["job", "create", "image", "busybox", "-s", "tensorboard=always"])
 
@@ -63,7 +80,7 @@ def test_services_of_a_job_are_refused_with_the_next_step(api: InMemoryApi) -> N
 def test_help_has_one_name_for_each_option(command: str) -> None:
     shown = CliRunner().invoke(app, [command, "--help"]).stdout
 
-    assert "--template-variable" in shown or command == "run"
+    assert "--template-variable" in shown
     assert "--repository" in shown
     assert "--set-var" not in shown
     assert "--git-version" not in shown
