@@ -28,6 +28,7 @@ from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
 TASKS = (
     *("heartbeat", "cancellations", "ownership check", "drain request", "events", "drain events", "limits", "status"),
     *("lost agents", "wait reasons", "orphaned cancellations", "abandoned changes", "unlistable items"),
+    "preemption",
 )
 
 
@@ -88,6 +89,7 @@ async def test_background_task_that_fails_once_is_logged_and_goes_on(
     bench: Bench, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.plays(Script(seconds=60))
+    await asyncio.to_thread(lambda: bench.api.upsert_run_queue(QUEUE, RESOURCE, preempt=True))
     (item, _) = await bench.add(2)
     faults = Faults(bench, name, 1)
     agent = bench.agent()
