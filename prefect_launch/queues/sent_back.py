@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Final
+from uuid import UUID
 
 from prefect_launch.core.names import name_and_id
 from prefect_launch.core.states import ItemState, StateType
@@ -38,9 +39,15 @@ def may_be_sent_back(states: Sequence[State], now: datetime) -> bool:
     return times == 0 or (times < MOST_TIMES and started is not None and now - started >= REST)
 
 
+def turn_of(urgent: Item) -> tuple[UUID, int]:
+    """Return what names the one turn of an urgent item to have another sent back: the item, and its last wait."""
+    return urgent.id, urgent.run_count - (urgent.state_type is StateType.RUNNING)
+
+
 async def take_turn(server: Server, urgent: Item, victim: Item) -> bool:
-    """Whether an item may be sent back for an urgent one: for each attempt of that, one is."""
-    return await server.put_input(urgent.id, f"sent-back-{urgent.run_count}", str(victim.id))
+    """Whether an item may be sent back in the turn of an urgent one: in each turn, one is."""
+    item_id, wait = turn_of(urgent)
+    return await server.put_input(item_id, f"sent-back-{wait}", str(victim.id))
 
 
 async def order_back(server: Server, victim: Item, urgent: Item) -> dict[str, str]:

@@ -18,7 +18,14 @@ import anyio
 from prefect_launch.agent.item.running_items import RunningItem, RunningItems
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError
-from prefect_launch.queues.sent_back import is_resumable, may_be_sent_back, order_back, take_turn
+from prefect_launch.queues.sent_back import (
+    is_resumable,
+    may_be_sent_back,
+    order_back,
+    sent_back_for,
+    take_turn,
+    turn_of,
+)
 from prefect_launch.queues.wait_reason import QueueFacts, read_queue_if_full
 from prefect_launch.server.values import Item
 from prefect_launch.spec.scheduling import Priority
@@ -60,7 +67,7 @@ class Preemption:
         self._is_draining = is_draining
         self._poll_seconds = poll_seconds
         self._seen: set[UUID] = set()
-        self._settled: set[UUID] = set()
+        self._taken: set[tuple[UUID, int]] = set()
 
     async def watch(self) -> None:
         """Look again and again; never returns. A server that is away is no error."""
@@ -82,14 +89,19 @@ class Preemption:
         now = datetime.now(timezone.utc)
         waiting = await self._server.list_waiting(queue, Priority.CRITICAL.work_queue, limit=_MOST)
         self._seen &= {item.id for item in waiting}
-        self._settled &= {item.id for item in waiting}
+        if not waiting:
+            self._taken.clear()
+        may_have_turn = True
         for urgent in waiting:
-            if urgent.id in self._settled or not _has_waited(urgent, now) or not any(self._own()):
+            if not _has_waited(urgent, now) or not any(self._own()):
+                continue
+            if not may_have_turn and turn_of(urgent) in self._taken:
                 continue
             facts = await read_queue_if_full(self._session, urgent)
             if facts is not None:
                 await self._make_place(urgent, facts)
                 self._seen.add(urgent.id)
+                may_have_turn = any(turn_of(item) not in self._taken for item in _critical(facts))
 
     def _own(self) -> list[RunningItem]:
         """Return what runs here, can resume, and is not about to end."""
@@ -103,20 +115,29 @@ class Preemption:
 
     async def _make_place(self, urgent: Item, facts: QueueFacts) -> None:
         own = {one.id: one for one in self._own()}
-        running = [item for item in facts.in_work if item.state_type is StateType.RUNNING and is_resumable(item)]
-        for item in sorted(running, key=_started, reverse=True):
+        running = [item for item in facts.in_work if item.state_type is StateType.RUNNING]
+        if any(sent_back_for(item, item.run_count) for item in running):
+            return  # A place is being made.
+        for item in sorted(filter(is_resumable, running), key=_started, reverse=True):
             if not may_be_sent_back(await self._server.read_states(item.id), facts.now):
                 continue
             if item.id in own:
-                await self._send_back(own[item.id], item, urgent)
+                if await self._takes_turn([urgent, *_critical(facts)], item):
+                    await self._send_back(own[item.id], item, urgent)
                 return
             if urgent.id not in self._seen:
                 return  # Another agent runs the youngest.
 
+    async def _takes_turn(self, items: Sequence[Item], victim: Item) -> bool:
+        """Whether one of these had its turn left."""
+        for one in items:
+            if turn_of(one) not in self._taken:
+                self._taken.add(turn_of(one))
+                if await take_turn(self._server, one, victim):
+                    return True
+        return False
+
     async def _send_back(self, victim: RunningItem, item: Item, urgent: Item) -> None:
-        self._settled.add(urgent.id)
-        if not await take_turn(self._server, urgent, item):
-            return
         current = await self._server.read_item(urgent.id)
         if current is None or current.state_type is not StateType.SCHEDULED:
             return
@@ -124,6 +145,12 @@ class Preemption:
         victim.item = victim.item.model_copy(update={"labels": labels})
         log.info("%s sent-back for %s", victim.id, urgent.id)
         victim.preempt.set()
+
+
+def _critical(facts: QueueFacts) -> list[Item]:
+    """Return the critical items that run: the place of one may have been made for another."""
+    critical = Priority.CRITICAL.work_queue
+    return [item for item in facts.in_work if item.state_type is StateType.RUNNING and item.work_queue_name == critical]
 
 
 def _has_waited(item: Item, now: datetime) -> bool:

@@ -118,6 +118,44 @@ async def test_two_agents_send_back_one_item_for_each_critical_one(bench: Bench)
         assert await states() == {WAITING: 2, RUNNING: 2}
 
 
+async def test_item_whose_place_another_critical_one_has_taken_gets_one_in_its_turn(
+    bench: Bench,
+) -> None:
+    await preempt(bench)
+    async with bench.running(bench.agent(max_jobs=2)):
+        other = await add_critical(bench)
+        low = await add_low(bench)
+        await started_in_turn(bench, other, low)
+        urgent = await add_critical(bench)
+        assert await take_turn(bench.server, urgent, other)
+        await bench.until(low, WAITING)
+        await bench.until(urgent, RUNNING)
+
+
+async def test_item_makes_no_place_in_a_turn_that_was_taken_before_the_critical_one_ran(bench: Bench) -> None:
+    await preempt(bench)
+    other, low = await add_critical(bench), await add_low(bench)
+    assert await take_turn(bench.server, other, low)
+    async with bench.running(bench.agent(max_jobs=2)):
+        await started_in_turn(bench, other, low)
+        urgent = await add_critical(bench)
+        assert await take_turn(bench.server, urgent, other)
+        await asyncio.sleep(LOOK_SECONDS)
+        assert (await bench.read(low.id)).state_type is RUNNING
+
+
+async def test_no_place_is_made_while_one_is_being_made(bench: Bench) -> None:
+    await preempt(bench)
+    bench.plays(Script(seconds=60, ignores_term=True))
+    async with bench.running(bench.agent(max_jobs=2)):
+        low = [await add_low(bench), await add_low(bench)]
+        await started_in_turn(bench, *low)
+        urgent = await add_critical(bench)
+        await order_back(bench.server, await bench.read(low[0].id), urgent)
+        await asyncio.sleep(LOOK_SECONDS)
+        assert {(await bench.read(item.id)).state_type for item in low} == {RUNNING}
+
+
 async def test_order_of_an_agent_that_died_is_carried_out_by_its_next_life(bench: Bench) -> None:
     await preempt(bench)
     low = await add_low(bench)
