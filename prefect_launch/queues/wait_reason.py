@@ -111,7 +111,8 @@ class WaitReason(BaseModel):
     Attributes:
         cause: what keeps it waiting.
         reason: the same in words, with what to do about it.
-        place: its place in the line; 1 is the next, and 0 is none: it waits in the cluster that it was submitted to.
+        place: its place in the line; 1 is the next. 0 is none: its authors take turns, or it waits in the cluster that
+            it was submitted to.
         waiting: how many wait in its queue, with it.
         expected_start: when it is expected to start, if it can be estimated.
         basis: what the estimate is based on, such as `20 past runs of train`.
@@ -144,11 +145,12 @@ def explain_wait(facts: WaitFacts) -> WaitReason:
     found = next(found for check in _CHECKS if (found := check(facts)) is not None)
     cause, reason = found
     start = _expected_start(facts, cause)
+    place = facts.ahead_by_priority + facts.ahead_by_time + 1
     return WaitReason(
         cause=cause,
         reason=reason,
-        place=facts.ahead_by_priority + facts.ahead_by_time + 1,
-        waiting=max(facts.waiting, facts.ahead_by_priority + facts.ahead_by_time + 1),
+        place=0 if _takes_turns(facts) else place,
+        waiting=max(facts.waiting, place),
         expected_start=start,
         basis=facts.past.describe() if start is not None and facts.past and cause is not WaitCause.NOT_DUE else "",
     )
@@ -230,11 +232,21 @@ def _share(facts: WaitFacts) -> _Reason | None:
     most, author = facts.queue.per_author, author_of(facts.item)
     if most is None or is_scheduler(facts.item):
         return None
-    active = len(facts.queue.in_work_of(author))
-    if active < most:
+    if len(facts.queue.in_work_of(author)) < most:
         return None
+    return WaitCause.SHARE, f"{_share_of_author(facts)}."
+
+
+def _share_of_author(facts: WaitFacts) -> str:
+    author = author_of(facts.item)
     before = f"; {facts.ahead_of_author} of {author}'s wait before it" if author and facts.ahead_of_author else ""
-    return WaitCause.SHARE, f"{has(author)} {active} of {most} in work on this queue{before}."
+    active = len(facts.queue.in_work_of(author))
+    return f"{has(author)} {active} of {facts.queue.per_author} in work on this queue{before}"
+
+
+def _takes_turns(facts: WaitFacts) -> bool:
+    """Whether its author's turn decides when it starts, more than the items before it."""
+    return facts.queue.per_author is not None and not is_scheduler(facts.item)
 
 
 def _scheduler(facts: WaitFacts) -> _Reason | None:
@@ -316,6 +328,8 @@ _CHECKS: Final[tuple[Callable[[WaitFacts], _Reason | None], ...]] = (
 
 def _ahead(facts: WaitFacts) -> str:
     """Describe who is ahead, such as ` It is behind 3 of higher priority and 5 earlier ones.`"""
+    if _takes_turns(facts):
+        return f" Authors take turns. {_share_of_author(facts)}."
     urgent = f"{facts.ahead_by_priority} of higher priority" if facts.ahead_by_priority else ""
     earlier = (
         f"{facts.ahead_by_time} earlier one{'' if facts.ahead_by_time == 1 else 's'}" if facts.ahead_by_time else ""
@@ -330,6 +344,8 @@ def _expected_start(facts: WaitFacts, cause: WaitCause) -> datetime | None:
         return _due(facts.item)
     if facts.past is None or cause in _OPEN_END or is_scheduler(facts.item):
         return None
+    if _takes_turns(facts) and cause is not WaitCause.SHARE:
+        return None  # Each author who comes changes it.
     typical = facts.past.typical_seconds
     running = [_seconds_in_work(item, queue.now) for item in queue.in_work if not is_scheduler(item)]
     elsewhere = sum(agent.in_work for agent in queue.accepting_agents) - len(running)

@@ -279,6 +279,19 @@ async def test_item_queued_where_an_agent_is_online_has_no_message(job_api: InMe
     assert (await alaunch_add(docker_image="busybox:1", queue_name="gpu")).message == ""
 
 
+def test_author_who_has_nothing_in_work_is_told_of_turns_and_not_of_the_items_before_it() -> None:
+    told = why(ahead_by_time=194, per_author=2, past=Past(seconds=(100.0,)))
+    assert told.cause is WaitCause.TURN
+    assert told.reason == (
+        "Its turn has not come. Authors take turns. Items without an author have 0 of 2 in work on this queue."
+    )
+    assert (told.position, told.expected_start) == ("", None)
+
+    full = why(ahead_by_time=194, per_author=2, limit=1, in_work=(at_work(1),))
+    assert "behind" not in full.reason
+    assert full.reason.startswith("The queue's limit is reached: 1 of 1 active. Authors take turns. ")
+
+
 @pytest.mark.parametrize(
     ("ahead", "running", "slots", "seconds"),
     [
