@@ -22,12 +22,13 @@ from prefect_launch.queues.author_shares import in_turn, read_in_work
 from prefect_launch.server.paging import all_items
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import JOB_FLOW, PAGE, Item
-from prefect_launch.spec.item_parameters import author_of
+from prefect_launch.spec.item_parameters import author_of, is_scheduler
 
 #: Items that are looked through at a time.
 _SCAN_ITEMS: Final = 5 * PAGE
 #: Items of one author and priority that are remembered.
 _REMEMBERED: Final = 20
+_NOT_DUE: Final = datetime.max.replace(tzinfo=timezone.utc)
 
 
 class AuthorGate:
@@ -60,7 +61,8 @@ class AuthorGate:
             return await self._may_start(items)
         in_work = await read_in_work(self._server, self._queue)
         ready = await self._may_start(await self._with_hidden(items, in_work))
-        return in_turn(ready, Counter(map(author_of, in_work)), most)[: len(items)]
+        counts = Counter(map(author_of, in_work))
+        return in_turn(_oldest(ready, counts, most), counts, most)[: len(items)]
 
     async def _with_hidden(self, items: Sequence[Item], in_work: Sequence[Item]) -> list[Item]:
         """Return a poll's items and the first of each author behind them, the most urgent first."""
@@ -80,6 +82,18 @@ class AuthorGate:
         hidden.sort(key=lambda item: ids.index(item.id))
         every = [*items, *(item for item in hidden if item.work_queue_name in taking)]
         return sorted(every, key=lambda item: ranks.get(item.work_queue_name or "", len(ranks)))
+
+
+def _oldest(items: Sequence[Item], in_work: Counter[str], most: int) -> list[Item]:
+    """Return the items without those that are not among an author's next: a poll's items may have been shuffled."""
+    lines, younger = Counter[tuple[UUID | None, str]](), set[UUID]()
+    for item in sorted(items, key=lambda item: item.next_scheduled_start_time or _NOT_DUE):
+        line = (item.work_queue_id, author_of(item))
+        if not is_scheduler(item):
+            lines[line] += 1
+            if lines[line] > most - in_work[line[1]]:
+                younger.add(item.id)
+    return [item for item in items if item.id not in younger]
 
 
 class _Lines:
