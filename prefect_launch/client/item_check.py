@@ -30,6 +30,7 @@ from prefect_launch.queues.options import QueueOptions, make_config
 from prefect_launch.queues.pool import DEFAULT_QUEUE, create_queue
 from prefect_launch.queues.predecessors import judge_predecessors, read_items
 from prefect_launch.queues.session import QUEUE_LABEL, CachedQueue, Session
+from prefect_launch.runners.code_job import check_command
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.server.values import Item, ItemDraft, State
 from prefect_launch.sources.notebook import notebook_in
@@ -382,7 +383,10 @@ def _refuse_notebook(spec: LaunchSpec) -> None:
 
 def _check_resource(spec: LaunchSpec, queue: CachedQueue, job: Job | None) -> None:
     check_resource(queue.config, spec, queue.name)
-    runner_class(queue.config.resource).check_source(job.kind if job else SourceKind.IMAGE)
+    runner = runner_class(queue.config.resource)
+    runner.check_source(job.kind if job else SourceKind.IMAGE)
+    if job is not None and job.kind is not SourceKind.IMAGE and not (runner.needs_image or job.base_image):
+        check_command(spec.overrides.entry_point or job.entry_point, runner.name)
 
 
 def _check_options(spec: LaunchSpec, queue: CachedQueue, job: Job | None) -> None:

@@ -7,6 +7,7 @@ cluster with a shared file system.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefect_launch.environments.venv import Venv
@@ -55,13 +56,13 @@ def job_variables(plan: RunPlan, venv: Venv | None) -> dict[str, str]:
     return {**variables, "VIRTUAL_ENV": str(venv.path), "PATH": f"{venv.path / 'bin'}{os.pathsep}{path}"}
 
 
-def check_command(plan: RunPlan, resource: str) -> None:
+def check_command(command: Sequence[str], resource: str) -> None:
     """Refuse a code job without an entry point.
 
     Raises:
         SpecError: naming the resource.
     """
-    if not plan.command:
+    if not command:
         raise SpecError(
             f"A job on {resource} must have an entry point; give one, such as entry_point=['python', 'main.py']."
         )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prefect_launch import launch_add, launch_add_many
+from prefect_launch import create_job, launch_add, launch_add_many
 from prefect_launch.errors import (
     AgentConfigError,
     InputError,
@@ -164,6 +165,21 @@ def test_one_bad_spec_of_a_list_keeps_all_from_being_queued(
     with pytest.raises(error, match=words):
         launch_add_many([good, bad, good], queue, api=job_api)
     assert items(job_api) == []
+
+
+def test_job_without_a_command_is_refused_where_no_image_has_one(job_api: InMemoryApi, tmp_path: Path) -> None:
+    code = tmp_path / "built"
+    code.mkdir()
+    (code / "Dockerfile").write_text('FROM python:3.11-slim\nCOPY . .\nENTRYPOINT ["python", "fit.py"]\n')
+    (code / "fit.py").write_text("print('hello')\n")
+    create_job(str(code), "code", name="built", dockerfile="Dockerfile", api=job_api)
+    with pytest.raises(SpecError, match="A job on local-process must have an entry point"):
+        launch_add(job="built", queue_name="cpu")
+    assert items(job_api) == []
+
+    launch_add(job="built", queue_name="cpu", entry_point=["python", "fit.py"])
+    launch_add(job="built", queue_name="gpu")
+    assert len(items(job_api)) == 2
 
 
 def test_spec_made_as_an_object_is_checked_as_one_of_plain_data_is(job_api: InMemoryApi) -> None:

@@ -120,7 +120,7 @@ class LocalProcessRunner(Runner):
                 f"Cannot specify docker image with local-process resource runner (got {plan.image!r})."
                 " Use a queue of the resource local-container."
             )
-        check_command(plan, "local-process")
+        check_command(plan.command, "local-process")
         working_dir(plan)
         self.check_options(plan.options)
 
@@ -130,7 +130,7 @@ class LocalProcessRunner(Runner):
 
     @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:
-        check_command(plan, "local-process")
+        check_command(plan.command, "local-process")
         cwd = (plan.project_dir or plan.run_dir) / (plan.working_dir or "")
         env = with_default_variables({**plan.options.get("env", {}), **plan.env}, str(plan.output_dir))
         fixed = dict.fromkeys((OUTPUT_DIR_VARIABLE, "PATH", "VIRTUAL_ENV"), "")

@@ -117,7 +117,7 @@ class SlurmRunner(RemoteRunner):
             )
         check_image(plan)
         if plan.image is None:
-            check_command(plan, self.name)
+            check_command(plan.command, self.name)
         working_dir(_in_code(plan))
         self.check_options(plan.options)
         self.check_together(plan.options)
