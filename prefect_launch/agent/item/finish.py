@@ -178,10 +178,19 @@ async def _set_end(
     session: Session, item: Item, outcome: Outcome, current: StateType, transition_id: UUID | None
 ) -> Outcome:
     server = session.server
+    due: datetime | None = None
     if current is StateType.RUNNING and outcome.state is ItemState.QUEUED:
         await _forget_run(server, item)
+        due = item.expected_start_time  # It keeps its place in line.
     state = await transition(
-        server, item.id, current, outcome.state, outcome.message, data=outcome.data, transition_id=transition_id
+        server,
+        item.id,
+        current,
+        outcome.state,
+        outcome.message,
+        data=outcome.data,
+        due=due,
+        transition_id=transition_id,
     )
     if state.type is StateType.CANCELLING:
         outcome = outcome.cancelled()

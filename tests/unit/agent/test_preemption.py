@@ -71,6 +71,21 @@ async def test_youngest_low_item_makes_place_and_starts_again_later(bench: Bench
     assert not [one for one in await bench.server.list_artifacts(younger.id) if "failure" in str(one["key"])]
 
 
+async def test_item_that_was_sent_back_starts_before_the_low_ones_that_came_after_it(bench: Bench) -> None:
+    await preempt(bench)
+    async with bench.running(bench.agent(max_jobs=1)):
+        first = await add_low(bench)
+        await bench.until(first, RUNNING)
+        later = await add_low(bench)
+        urgent = await add_critical(bench)
+        await bench.until(urgent, RUNNING)
+        await bench.until(first, WAITING)
+
+        bench.machine.finish()
+        await eventually(lambda: bench.read(first.id), lambda item: item.run_count == 2)
+        assert (await bench.read(later.id)).run_count == 0
+
+
 async def test_item_makes_place_when_the_queue_is_full(bench: Bench) -> None:
     await preempt(bench, concurrency=1)
     async with bench.running(bench.agent(max_jobs=4)):
