@@ -115,11 +115,11 @@ def _read(api: Api, runs: Sequence[QueuedRun]) -> list[_Use]:
 
 def _notes(api: Api, runs: Sequence[QueuedRun], uses: Sequence[_Use]) -> list[str]:
     """Say of which items it is not known what they use, and why."""
-    unknown = [run for run, one in zip(runs, uses, strict=True) if not one.usage]
-    return [f"{name_and_id(run)}: {_why_unknown(api, run)}" for run in unknown]
+    unknown = [(run, one.item) for run, one in zip(runs, uses, strict=True) if not one.usage]
+    return [f"{name_and_id(run)}: {_why_unknown(api, run, item)}" for run, item in unknown]
 
 
-def _why_unknown(api: Api, run: QueuedRun) -> str:
+def _why_unknown(api: Api, run: QueuedRun, item: Item) -> str:
     from prefect_launch.errors import LaunchError
     from prefect_launch.runners.registry import runner_class
 
@@ -129,4 +129,6 @@ def _why_unknown(api: Api, run: QueuedRun) -> str:
             return f"the resource {resource!r} does not tell what its runs use."
     except LaunchError:  # Its queue is gone, or another machine alone has the resource.
         pass
+    if not item.run_count:
+        return f"it has not started. 'prefect-launch item show {short_id(item.id)}' says why."
     return "no sample of what it uses is there: an agent takes one each second, and tells it within 20 s."

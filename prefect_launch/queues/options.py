@@ -201,7 +201,7 @@ def _preempt(options: QueueOptions) -> bool:
 
 def _share(name: str, value: object) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise QueueError(f"A queue's {name} must be a whole number of at least 1, or None for no limit, not {value!r}.")
+        raise QueueError(f"A queue's {name} must be a whole number of at least 1, not {value!r}. None is no limit.")
     return value
 
 

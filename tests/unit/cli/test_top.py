@@ -96,15 +96,17 @@ def test_screen_shows_what_runs_use_where_their_agent_tells_it(api: InMemoryApi)
 def test_item_top_shows_what_an_item_uses_once_in_a_pipe(api: InMemoryApi) -> None:
     tell(api, 2, cpus=0.3, memory=GIB, gpu=87, **{"gpu memory": 20 * GIB})
 
-    done = CliRunner().invoke(app, ["item", "top", "run-2", "run-5"], env={"COLUMNS": "120"})
+    done = CliRunner().invoke(app, ["item", "top", "run-2", "run-5", "run-3"], env={"COLUMNS": "120"})
 
-    head, first, second = done.stdout.splitlines()
+    head, first, second, _ = done.stdout.splitlines()
     assert head.split() == ["ID", "NAME", "STATE", "TOOK", "CPUS", "MEMORY", "GPU", "GPU", "MEMORY"]
     assert first.split()[1:3] == ["run-2", "running"]
     assert first.endswith("0.3  1.0 GiB  87 %    20.0 GiB")
     assert second.split()[1:] == ["run-5", "queued"]
-    assert "run-5" in done.stderr
-    assert "no sample of what it uses is there" in done.stderr
+    queued, running = done.stderr.splitlines()
+    assert re.fullmatch(r"run-5 \(\w+\): it has not started\. 'prefect-launch item show \w+' says why\.", queued)
+    assert running.startswith("run-3 (")
+    assert "no sample of what it uses is there" in running
     told = CliRunner().invoke(app, ["item", "top", "run-2", "--json"]).stdout
     assert json.loads(told)[0]["usage"]["gpu"] == 87
 
