@@ -186,7 +186,7 @@ def test_job_is_listed_described_and_deployed(launch_cli: Cli, queue: str, job: 
     described = json.loads(launch_cli("job", "show", f"{job}:best", "--json").stdout)
     assert (described["version"], described["entry_point"]) == (0, ["python", "train.py"])
     assert described["schema"]["properties"]["epochs"]["maximum"] == 9
-    assert "minimum 1, maximum 9" in launch_cli("job", "describe", f"{job}:best").stdout
+    assert "at least 1; at most 9" in launch_cli("job", "describe", f"{job}:best").stdout
     deployed = json.loads(launch_cli("job", "deploy", f"{job}:best", "-q", queue, "--json").stdout)
     assert deployed["command"] == f"prefect deployment run launch/{job}"
     assert deployed["url"].endswith(f"/deployments/deployment/{deployed['id']}")
