@@ -80,7 +80,7 @@ def test_job_that_fills_the_disk_itself_keeps_its_exit_code(
         until(lambda: run.item.state_type in ENDED)
         assert site.states(run)[-1] == "Failed"
         assert "exit code 7" in run.message
-        assert site.log(run).startswith("begun")
+        until(lambda: site.log(run).startswith("begun"))
 
 
 @pytest.mark.engine
