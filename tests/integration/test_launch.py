@@ -88,7 +88,7 @@ def test_launch_has_a_chart_of_what_its_run_used(site: Site, monkeypatch: pytest
     launch(site.api, job=site.name, name=f"{site.name} used")
     (run,) = flow_runs(name={"any_": [f"{site.name} used"]})
 
-    (chart,) = site.artifacts(site.api.queued_run(run.id))
+    (chart,) = site.usage_charts(site.api.queued_run(run.id))
 
     assert chart.key == f"usage-chart-{run.id}"
     assert "data:image/svg+xml;base64," in chart.data

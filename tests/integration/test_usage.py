@@ -45,7 +45,7 @@ def test_process_tells_its_memory_and_cpus_and_its_page_has_a_chart(
     history = run.usage_history()
     assert history.series["cpus"].count >= 2
     assert history.outputs == totals
-    (chart,) = site.artifacts(run)
+    (chart,) = site.usage_charts(run)
     assert chart.key == f"usage-chart-{run.id}"
     assert "data:image/svg+xml;base64," in chart.data
     shown = site.run("item", "show", run.id).stdout

@@ -44,6 +44,7 @@ REPORT_LOSS = f"""echo '{MARK}{{"step": 3, "loss": 0.5}}'; """
 #: For a hang: a busy machine may take most of it.
 DEADLINE_SECONDS = 120.0
 LOG_PAGE = 200
+_USAGE_CHART = "usage-chart-"
 
 
 class Site:
@@ -177,7 +178,17 @@ class Site:
                 since = page[-1].timestamp
 
     def artifacts(self, run: QueuedRun) -> list[Any]:
-        """The artifacts that the item's page lists, as Prefect's client reads them."""
+        """The artifacts that the item's page lists, as Prefect's client reads them.
+
+        Without the chart of what the run used, which only a run of some seconds has.
+        """
+        return [artifact for artifact in self._listed(run) if not str(artifact.key).startswith(_USAGE_CHART)]
+
+    def usage_charts(self, run: QueuedRun) -> list[Any]:
+        """The chart of what a run used, if it has one."""
+        return [artifact for artifact in self._listed(run) if str(artifact.key).startswith(_USAGE_CHART)]
+
+    def _listed(self, run: QueuedRun) -> list[Any]:
         from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
         wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
