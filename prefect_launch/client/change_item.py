@@ -124,7 +124,7 @@ async def _draft_elsewhere(
     job = await _job_of(session, item)
     spec = spec_of(item).model_copy(update={"priority": priority, "job": job.reference if job else None, "uri": None})
     spec = spec.model_copy(update={"docker": spec.docker.model_copy(update={"resolved": False})})
-    checked = await check_item(api, session, spec, queue_name, NamedJob(job))
+    checked = await check_item(api, session, spec, queue_name, NamedJob(job), is_move=True)
     draft, queue = checked.draft, checked.queue
     own_labels = {key: value for key, value in item.labels.items() if not key.startswith(_OF_SERVER)}
     own_labels.pop(FORM_LABEL, None)  # The item is made from its queue's deployment, by its parameters.

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.client.api import Api, default_api
-from prefect_launch.client.item_check import check_named_on_server, draft_item, resolve_source, same_item
+from prefect_launch.client.item_check import check_named_on_server, draft_item, resolve_source, same_item, with_author
 from prefect_launch.client.launch_add import launch_add, read_request
 from prefect_launch.core.masking import without_users
 from prefect_launch.core.signature import with_arguments_of
@@ -255,6 +255,7 @@ async def explain_item(
     job = source.job
     queue = await _look_at(session, queue_name, default_resource(job) if spec.resource is None else spec.resource)
     named = await with_digest(named, job, Digests(session.digest_cache), by_queue=queue.config.pin)
+    named = with_author(named, queue)
     draft = draft_item(api, queue, named, job)
     await check_named_on_server(session, queue, named)
     await check_waiting(session.server, queue, [draft])

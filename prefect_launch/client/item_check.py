@@ -212,6 +212,7 @@ async def check_item(
     digests: Digests | None = None,
     *,
     is_built_first: bool = False,
+    is_move: bool = False,
 ) -> CheckedItem:
     """Check a spec against the server's queues and jobs; makes nothing but the queue `default` on its first use.
 
@@ -223,6 +224,7 @@ async def check_item(
         named: its job, when it is known.
         digests: of images, looked up once a call.
         is_built_first: the image of its code is built and pushed before the item is queued.
+        is_move: the item was submitted before, perhaps by another person than the one who calls.
 
     Raises:
         SubmitterError: naming what is wrong, and the next step.
@@ -235,6 +237,7 @@ async def check_item(
     if not is_built_first:
         await _refuse_image_out_of_reach(session, queue, spec, named.job)
     spec = await with_digest(spec, named.job, digests, by_queue=queue.config.pin)
+    spec = spec if is_move else with_author(spec, queue)
     draft = draft_item(api, queue, spec, named.job)
     await check_named_on_server(session, queue, spec)
     await named.check_overrides(spec, session.jobs, queue.config.resource, queue.config.resource_args)
@@ -332,7 +335,7 @@ def draft_item(api: Api, queue: CachedQueue, spec: LaunchSpec, job: Job | None) 
     _refuse_notebook(spec)
     _check_resource(spec, queue, job)
     refuse_unread(spec, job, runner_class(queue.config.resource))
-    full = _with_author(_completed(api, spec, job), queue)
+    full = _completed(api, spec, job)
     _check_options(with_checked_inputs(full, job, _UNPLACED), queue, job)
     dumped = full.dump()
     check_json(dumped)  # A spec that was made as an object comes unchecked.
@@ -352,7 +355,7 @@ def draft_item(api: Api, queue: CachedQueue, spec: LaunchSpec, job: Job | None) 
     )
 
 
-def _with_author(spec: LaunchSpec, queue: CachedQueue) -> LaunchSpec:
+def with_author(spec: LaunchSpec, queue: CachedQueue) -> LaunchSpec:
     """Name whoever calls as the author, where the queue shares its places among authors; trials are their sweep's."""
     config = queue.config
     if spec.author or spec.sweep_id or (config.per_author is None and config.per_author_waiting is None):

@@ -17,7 +17,7 @@ from prefect_launch.client.api import use_api
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import QueueError
 from prefect_launch.server.values import State
-from prefect_launch.spec.item_parameters import options_of
+from prefect_launch.spec.item_parameters import author_of, options_of
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import IMAGE, items, nobody
 
@@ -56,6 +56,21 @@ def test_author_with_as_many_waiting_as_allowed_gets_no_further_one(api: InMemor
     claimed = UUID(first.id)
     api.call(lambda session: session.server.propose(claimed, State.of(ItemState.CLAIMED)))
     add(author="ann")
+
+
+def test_item_without_an_author_is_not_named_after_whoever_moves_it(
+    api: InMemoryApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(getpass, "getuser", lambda: "bob")
+    add()
+    add()
+    of_nobody = add("other")
+    of_nobody.move("gpu")
+
+    moved = of_nobody.item
+
+    assert (author_of(moved), options_of(moved).get("author")) == ("", None)
+    assert not [name for name in (*moved.tags, *moved.labels.values()) if "bob" in str(name)]
 
 
 def test_batch_that_is_too_large_is_refused_whole(api: InMemoryApi) -> None:
