@@ -179,7 +179,7 @@ async def _draft_code(request: JobRequest, git: Git) -> tuple[JobDraft, str | No
     where, hint = f"the code folder {folder}", " Or see whether .launchignore or .gitignore leaves the file out."
     _check_build_files(request, archive.paths, where, hint)
     _check_command(request, entry_point, archive.paths, where=where, hint=hint)
-    await to_thread.run_sync(_check_requirements, request, folder, archive.paths)
+    conda = await to_thread.run_sync(_check_requirements, request, folder, archive.paths)
     place = folder / (request.build_context or ".")
     runtime = request.runtime or await to_thread.run_sync(lambda: runtime_of(place, folder))
     source = CodeJobSource(
@@ -188,7 +188,7 @@ async def _draft_code(request: JobRequest, git: Git) -> tuple[JobDraft, str | No
     inputs = await to_thread.run_sync(_parser_inputs, request, entry_point, partial(_read_in, folder))
     document = await _document(request, SourceKind.CODE, source, runtime=runtime, folder=folder, inputs=inputs)
     state = await describe_work_tree(folder)
-    metadata = {"git": state} if state else {}
+    metadata = {**({"git": state} if state else {}), **conda}
     listing = CodeListing(files=archive.paths)
     return _draft(request, job_name(folder.name), document, archive.content, listing, metadata=metadata), None
 
@@ -199,29 +199,32 @@ async def _draft_git(request: JobRequest, git: Git) -> tuple[JobDraft, str | Non
     entry_point = _entry_point(request)
     refuse_parents(entry_point)
     commit = await resolve_commit(git, remote, request.git_hash)
-    listing, contents = await _check_in_commit(git, remote, commit, entry_point, request)
+    listing, contents, conda = await _check_in_commit(git, remote, commit, entry_point, request)
     source = GitJobSource(git=GitCommit(remote=remote, commit=commit), **_command(entry_point), **_build(request))
     # The agent reads the Python version where it fetches the code: see `prefect_launch.spec.code_options.runtime_of`.
     inputs = _parser_inputs(request, entry_point, contents.get)
     document = await _document(request, SourceKind.GIT, source, runtime=request.runtime, inputs=inputs)
-    return _draft(request, job_name(name_of(remote)), document, listing=listing), None
+    return _draft(request, job_name(name_of(remote)), document, listing=listing, metadata=conda), None
 
 
 async def _check_in_commit(
     git: Git, remote: str, commit: str, entry_point: tuple[str, ...], request: JobRequest
-) -> tuple[CodeListing | None, Mapping[str, bytes]]:
-    """Check what is asked for in a commit, and return its paths, when the host lists them, and what was read of it."""
+) -> tuple[CodeListing | None, Mapping[str, bytes], dict[str, Any]]:
+    """Check what is asked for in a commit.
+
+    Returns:
+        Its paths, when the host lists them; what was read of it; and what `_check_requirements` returns.
+    """
     read = _scripts(request, entry_point) if request.inputs_from else ()
     listed = await ls_remote_files(git, remote, commit, read=read)
     if listed is None:
-        return None, {}
+        return None, {}, {}
     files, submodules = listed.files, listed.submodules
     where = f"{remote} at {commit[:12]}"
     _check_build_files(request, files, where, submodules=submodules)
-    if not submodules:
-        await to_thread.run_sync(_check_requirements_of, request, listed)
+    conda = {} if submodules else await to_thread.run_sync(_check_requirements_of, request, listed)
     _check_command(request, entry_point, files, where=where, unlisted=submodules)
-    return CodeListing(files=files, unlisted=submodules), listed.contents
+    return CodeListing(files=files, unlisted=submodules), listed.contents, conda
 
 
 def _check_command(request: JobRequest, entry_point: tuple[str, ...], paths: Collection[str], **about: Any) -> None:
@@ -236,27 +239,35 @@ def _check_build_files(
     check_build_files(paths, **given, where=where, hint=hint, unlisted=submodules)
 
 
-def _check_requirements(request: JobRequest, folder: Path, paths: Collection[str], *, is_whole: bool = True) -> None:
-    """Read the code's requirements as an agent does: refuse what is not available, and warn of what is not read."""
+def _check_requirements(
+    request: JobRequest, folder: Path, paths: Collection[str], *, is_whole: bool = True
+) -> dict[str, Any]:
+    """Read the code's requirements as an agent does: refuse what is not available, and warn of what is not read.
+
+    Returns:
+        What the job's metadata says of them.
+    """
     if request.dockerfile is not None or request.base_image is not None:
-        return  # Then these decide the environment.
+        return {}  # Then these decide the environment.
     top = PurePosixPath(request.build_context or ".")
     inside = [str(PurePosixPath(path).relative_to(top)) for path in paths if PurePosixPath(path).is_relative_to(top)]
     if request.install:
         code = CodeTree(folder / top, inside, is_whole=is_whole)
         RequirementsFileReader(code).read_text("\n".join(request.install), JOB_FILE)
-        return
-    for note in read_requirements(folder / top, inside, is_whole=is_whole).notes:
+        return {}
+    found = read_requirements(folder / top, inside, is_whole=is_whole)
+    for note in found.notes:
         _logger.warning("%s", note)
+    return {} if found.conda is None else {"conda": {"path": found.conda.path, "packages": list(found.conda.packages)}}
 
 
-def _check_requirements_of(request: JobRequest, listed: CommitListing) -> None:
+def _check_requirements_of(request: JobRequest, listed: CommitListing) -> dict[str, Any]:
     """Check the requirements of a commit, with the files that the host returned."""
     with temporary_folder("launch-git-") as scratch:
         for path, content in listed.contents.items():
             make_folders((scratch / path).parent)
             (scratch / path).write_bytes(content)
-        _check_requirements(request, scratch, listed.files, is_whole=False)
+        return _check_requirements(request, scratch, listed.files, is_whole=False)
 
 
 _Maker = Callable[[JobRequest, Git], Awaitable[tuple[JobDraft, "str | None"]]]

@@ -16,7 +16,8 @@ from prefect_launch.client.api import Api
 from prefect_launch.core.caller import author_here
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.validation import check_json
-from prefect_launch.errors import LaunchError, NotFoundError, SpecError
+from prefect_launch.environments.conda import CondaFile
+from prefect_launch.errors import LaunchError, NotFoundError, SourceError, SpecError
 from prefect_launch.jobs.model import GitJobSource, Job, JobDraft, SourceKind, check_version
 from prefect_launch.planning.image_pinning import Digests, with_digest
 from prefect_launch.planning.item_options import check_resource, item_macros, merged_options
@@ -390,6 +391,8 @@ def _check_resource(spec: LaunchSpec, queue: CachedQueue, job: Job | None) -> No
     runner.check_source(job.kind if job else SourceKind.IMAGE)
     if job is not None and job.kind is not SourceKind.IMAGE and not (runner.needs_image or job.base_image):
         check_command(spec.overrides.entry_point or job.entry_point, runner.name)
+        if "conda" in job.metadata:
+            raise SourceError(CondaFile(pip=(), **job.metadata["conda"]).refusal)
 
 
 def _check_options(spec: LaunchSpec, queue: CachedQueue, job: Job | None) -> None:

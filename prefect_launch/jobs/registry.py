@@ -111,7 +111,8 @@ class JobRegistry:
         version = highest.version + 1 if highest else 0
         path = parse_reference(self._path(draft), entity=self._entity, project=self._project)
         digest = digest_of(draft.document.dump())
-        return Job(path.entity, path.project, path.name, version, digest, document=draft.document)
+        named = (path.entity, path.project, path.name, version, digest)
+        return Job(*named, document=draft.document, metadata=draft.metadata)
 
     async def _is_same(self, entry: VersionEntry, contents: Mapping[str, bytes]) -> bool:
         """Say whether a version has this content, its files being whole, or repaired here and now."""

@@ -182,6 +182,20 @@ def test_job_without_a_command_is_refused_where_no_image_has_one(job_api: InMemo
     assert len(items(job_api)) == 2
 
 
+def test_job_that_needs_conda_is_refused_where_it_runs_without_an_image(job_api: InMemoryApi, tmp_path: Path) -> None:
+    (tmp_path / "environment.yml").write_text("dependencies: [python, cudatoolkit=11, pip: [six]]\n")
+    (tmp_path / "main.py").touch()
+    create_job(str(tmp_path), "code", name="conda", api=job_api)
+    with pytest.raises(SourceError, match=r"environment.yml asks for conda's packages \(cudatoolkit\)"):
+        launch_add(job="conda", queue_name="cpu")
+    assert items(job_api) == []
+
+    create_job(str(tmp_path), "code", name="pip", install=["six"], api=job_api)
+    launch_add(job="pip", queue_name="cpu")
+    launch_add(job="conda", queue_name="gpu")
+    assert len(items(job_api)) == 2
+
+
 def test_spec_made_as_an_object_is_checked_as_one_of_plain_data_is(job_api: InMemoryApi) -> None:
     spec = LaunchSpec(docker=DockerSource(docker_image="b"), overrides=Overrides(run_config={"seed": 2**64}))
     with pytest.raises(SpecError, match=r"overrides\.run_config\.seed is 18446744073709551616"):
