@@ -90,6 +90,10 @@ class AgentConfigError(OperatorError):
     """The agent's configuration is invalid."""
 
 
+class NoIdentityError(AgentConfigError):
+    """The machine is nobody in a cloud: no config, login or service of the machine says who it is there."""
+
+
 class InfrastructureError(OperatorError):
     """The machine, the Docker Engine or a registry failed on a valid request: the item is ``Crashed``."""
 

@@ -17,6 +17,7 @@ import anyio
 from pydantic import BaseModel, ConfigDict
 
 from prefect_launch.agent.open_files import open_files_missing
+from prefect_launch.clouds.accounts import Clouds
 from prefect_launch.core.file_lock import locked_if_free
 from prefect_launch.core.units import counted, format_size
 from prefect_launch.errors import LaunchError
@@ -121,7 +122,7 @@ async def _queue(session: Session, name: str, config: AgentConfig, runners: Mapp
     if not pool.is_paused:
         found = [_good("queue", f"resource {queue.resource}")]
     try:
-        runner = runners.get(queue.resource) or make_runner(queue.resource, config.home)
+        runner = runners.get(queue.resource) or make_runner(queue.resource, config.home, clouds=Clouds(config.clouds))
     except LaunchError as error:
         return [*found, _bad(queue.resource, str(error))]
     runner.agent = config.name

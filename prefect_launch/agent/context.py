@@ -15,6 +15,7 @@ import anyio
 from prefect_launch.agent.devices.allocator import DeviceAllocator
 from prefect_launch.agent.devices.gpus import GpuProbe
 from prefect_launch.agent.runner_health import RunnerHealth
+from prefect_launch.clouds.accounts import Clouds
 from prefect_launch.queues.sweep_status import SweepStatuses
 from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import Runner
@@ -60,6 +61,7 @@ class AgentContext:
         gpu_probe: reads the GPUs of the machine.
         slot_freed: gets the id of an item that needs no slot and no devices: its run has ended, or waits elsewhere.
         copies: how many runs' outputs are kept at a time.
+        clouds: who this agent is in the clouds.
         registry: the registries of images, with this agent's credentials.
         devices: allocates the machine's devices.
         runner_health: whether what the agent's queues run on answers.
@@ -76,6 +78,7 @@ class AgentContext:
     copies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(COPIES))
 
     def __post_init__(self) -> None:
+        self.clouds = Clouds(self.config.clouds)
         self.registry = RemoteRegistries(self.config.keychain)
         self.devices = DeviceAllocator(self.config, self.session, self.runner, self.gpu_probe)
         self.runner_health = RunnerHealth(self.session, self.runner)
@@ -96,7 +99,7 @@ class AgentContext:
     def runner(self, resource: str) -> Runner:
         """Return the agent's runner of a resource."""
         if resource not in self.runners:
-            self.runners[resource] = make_runner(resource, self.config.home, self.registry)
+            self.runners[resource] = make_runner(resource, self.config.home, self.registry, self.clouds)
             self.runners[resource].agent_environment = self.environment
             self.runners[resource].agent = self.config.name
             self.runners[resource].stop_seconds = self.config.stopped_run_timeout

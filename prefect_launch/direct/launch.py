@@ -28,6 +28,7 @@ from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.client.api import Api
 from prefect_launch.client.background import FollowedRun, follower
 from prefect_launch.client.item_check import job_named_by, warn_once, with_job
+from prefect_launch.clouds.accounts import Clouds
 from prefect_launch.core.event_loop import run_sync
 from prefect_launch.core.names import short_id
 from prefect_launch.core.signature import with_arguments_of
@@ -313,7 +314,8 @@ async def _attempt(
     session: Session, spec: LaunchSpec, job: Job | None, flow_run_id: UUID, number: int, follow: bool
 ) -> RunnerRun:
     chosen, plan = await _plan(session, spec, job, str(flow_run_id), number)
-    runner = make_runner(chosen, default_home(), RemoteRegistries(resolve_agent_config().keychain))
+    config = resolve_agent_config()
+    runner = make_runner(chosen, default_home(), RemoteRegistries(config.keychain), Clouds(config.clouds))
     followed = FollowedRun.here()
     try:
         work = _result(_prepare(session, flow_run_id, runner, plan, spec.registry.uri, return_state=True))

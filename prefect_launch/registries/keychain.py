@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from prefect_launch.errors import AgentConfigError, RegistryError, unknown_name
 from prefect_launch.registries.base import TOKEN_USER, Credentials, normal_host
 from prefect_launch.registries.clouds import cloud_of
+from prefect_launch.server.blocks import DOCKER_REGISTRY, read_block
 
 _HOST: Final = re.compile(r"[a-z0-9]([a-z0-9.\-]*[a-z0-9])?(:[0-9]{1,5})?\Z")
 
@@ -83,16 +84,15 @@ def _settings(address: object, given: Any) -> RegistrySettings:
         ) from None
 
 
-BLOCK_TYPE: Final = "docker-registry-credentials"
 #: Shorter than any cloud's token lives. A changed password is read after it.
 _KEEP_SECONDS: Final = 300.0
 #: A credential helper that waits for input never ends.
 _HELPER_SECONDS: Final = 20.0
 
-ReadBlock = Callable[[str, str], Awaitable[Credentials]]
+ReadCredentials = Callable[[str, str], Awaitable[Credentials]]
 
 
-async def read_block(name: str, host: str) -> Credentials:
+async def read_credentials(name: str, host: str) -> Credentials:
     """Read the credentials for one registry from a block.
 
     Args:
@@ -102,37 +102,17 @@ async def read_block(name: str, host: str) -> Credentials:
     Raises:
         AgentConfigError: when there is no such block, it is incomplete, or it is for another registry.
     """
-    short = name.removeprefix(f"{BLOCK_TYPE}/")
-    data = await _load(short)
-    user, password = (_plain(data.get(key)) for key in ("username", "password"))
+    data = await read_block(DOCKER_REGISTRY, name)
+    user, password = (str(data.get(key) or "") for key in ("username", "password"))
     if not user or not password:
-        raise AgentConfigError(f"The DockerRegistryCredentials block {short!r} has no username or no password.")
+        raise AgentConfigError(f"The DockerRegistryCredentials block {name!r} has no username or no password.")
     meant = normal_host(str(data.get("registry_url") or ""))
     if meant and meant != host:
         raise AgentConfigError(
-            f"The DockerRegistryCredentials block {short!r} is for the registry {meant!r}, but the config names it for"
+            f"The DockerRegistryCredentials block {name!r} is for the registry {meant!r}, but the config names it for"
             f" {host!r}. Correct its registry_url, or name another block."
         )
     return Credentials(user, password)
-
-
-async def _load(name: str) -> dict[str, Any]:
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
-
-    try:
-        async with get_client() as client:
-            found = await client.read_block_document_by_name(name, BLOCK_TYPE, include_secrets=True)
-    except ObjectNotFound:
-        raise AgentConfigError(
-            f"There is no DockerRegistryCredentials block {name!r} on the Prefect server. Make it in the UI (Blocks,"
-            " Docker Registry Credentials), or correct the config."
-        ) from None
-    return dict(found.data)
-
-
-def _plain(value: Any) -> str:
-    return str(value.get_secret_value() if hasattr(value, "get_secret_value") else value or "")
 
 
 async def read_docker_config(host: str) -> Credentials | None:
@@ -176,7 +156,7 @@ class Keychain:
     """Credentials for registries."""
 
     def __init__(
-        self, settings: Mapping[str, RegistrySettings] | None = None, *, read_block: ReadBlock = read_block
+        self, settings: Mapping[str, RegistrySettings] | None = None, *, read_block: ReadCredentials = read_credentials
     ) -> None:
         self._settings = dict(settings or {})
         self._read_block = read_block

@@ -22,6 +22,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefect_launch.clouds.accounts import Clouds
 from prefect_launch.core.code_changes import CodeChanges
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.metrics import MAX_METRICS
@@ -424,6 +425,8 @@ class Runner(ABC):
                 register).
         """
         self.home = home
+        #: Who the runner is in the clouds: the operator's choice alone, never an option's; set by who made the runner.
+        self.clouds = Clouds()
 
     def check(self, plan: RunPlan) -> None:  # noqa: B027 - most resources have nothing more to check
         """Refuse a plan that this resource cannot run, before anything is made.

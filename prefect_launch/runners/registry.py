@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from prefect_launch.clouds.accounts import Clouds
 from prefect_launch.core.plugins import Plugins
 from prefect_launch.registries.base import Registry
 from prefect_launch.runners.base import Runner
@@ -39,17 +40,20 @@ def runner_class(name: str) -> type[Runner]:
     return RUNNERS.find(name)
 
 
-def make_runner(name: str, home: Path, registry: Registry | None = None) -> Runner:
+def make_runner(name: str, home: Path, registry: Registry | None = None, clouds: Clouds | None = None) -> Runner:
     """Return a new runner of a resource, for one agent whose folder is `home`.
 
     Args:
         registry: who knows the credentials for images.
+        clouds: who the runner is in the clouds; default: as this machine is logged in.
 
     Raises:
         LaunchError: as `runner_class` does.
     """
     runner = runner_class(name)(home)
     runner.registry = registry
+    if clouds is not None:
+        runner.clouds = clouds
     return runner
 
 

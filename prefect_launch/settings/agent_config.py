@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from prefect_launch.builds.settings import BuilderSettings
+from prefect_launch.clouds.settings import CloudSettings
 from prefect_launch.core.names import ENTITY_VARIABLES, check_name, safe_name
 from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, OutputLimits, with_default_limits
 from prefect_launch.core.units import parse_duration, parse_size
@@ -182,6 +183,7 @@ class AgentConfig(BaseModel):
         description="By a registry's address: credentials (a DockerRegistryCredentials block) and insecure (no TLS).",
     )
     builder: BuilderSettings = BuilderSettings()
+    clouds: CloudSettings = CloudSettings()
 
     @model_validator(mode="before")
     @classmethod

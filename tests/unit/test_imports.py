@@ -11,6 +11,8 @@ from textwrap import dedent
 
 #: Docker's SDK with what it brings, and what builds images.
 CONTAINERS = ("docker", "requests", "urllib3", "charset_normalizer", "prefect_launch.builds.image_builder")
+#: The clients of the clouds.
+CLOUDS = ("aiobotocore", "botocore", "boto3", "google.auth", "azure.identity")
 #: The groups of the command line that `agent` is not.
 OTHER_GROUPS = tuple(f"prefect_launch.cli.{name}" for name in ("queue", "job", "add", "item", "demo"))
 
@@ -29,7 +31,7 @@ def _program(*arguments: str) -> str:
     """
 
 
-def test_agent_of_a_process_queue_imports_neither_docker_nor_builds() -> None:
+def test_agent_of_a_process_queue_imports_neither_docker_nor_builds_nor_a_cloud() -> None:
     code = """
         import asyncio, tempfile
         from pathlib import Path
@@ -45,7 +47,7 @@ def test_agent_of_a_process_queue_imports_neither_docker_nor_builds() -> None:
             asyncio.run(agent.loop(until_empty=True))
     """
 
-    assert _imported(code, CONTAINERS) == []
+    assert _imported(code, (*CONTAINERS, *CLOUDS)) == []
 
 
 def test_agent_of_a_container_queue_imports_docker_and_no_builds() -> None:

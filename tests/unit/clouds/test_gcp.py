@@ -1,0 +1,75 @@
+"""Who an agent is at Google Cloud: the real client against services on the loopback."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_launch.clouds.gcp import GcpAccount
+from prefect_launch.clouds.settings import GcpSettings
+from prefect_launch.errors import AgentConfigError, NoIdentityError
+from prefect_launch.server.blocks import BlockType
+from tests.support.clouds import PROJECT, ROBOT, FakeCloud, service_account_key
+
+
+def account(block: dict[str, Any] | None = None, **settings: str) -> GcpAccount:
+    async def read(kind: BlockType, name: str) -> dict[str, Any]:
+        assert (kind.slug, name) == ("gcp-credentials", "mine")
+        return block or {}
+
+    return GcpAccount(GcpSettings(**settings), read_block=read)
+
+
+async def test_agent_is_who_the_key_of_its_block_says(cloud: FakeCloud) -> None:
+    found = account({"service_account_info": service_account_key(f"{cloud.url}/token")}, credentials="mine")
+
+    assert (await found.identity(), await found.project()) == (ROBOT, PROJECT)
+    assert await found.token() == f"ya29.1-of-{ROBOT}"
+    assert len(cloud.asked) == 1
+
+
+async def test_agent_is_whom_the_machines_own_file_names(
+    cloud: FakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key.json").write_text(json.dumps(service_account_key(f"{cloud.url}/token")))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    found = account(project="other", region="europe-west4")
+
+    assert (await found.identity(), await found.project(), found.region) == (ROBOT, "other", "europe-west4")
+
+
+async def test_token_is_renewed_before_it_expires(cloud: FakeCloud) -> None:
+    cloud.life = timedelta(seconds=200)
+    found = account({"service_account_info": service_account_key(f"{cloud.url}/token")}, credentials="mine")
+
+    assert [await found.token(), await found.token()] == [f"ya29.{number}-of-{ROBOT}" for number in (1, 2)]
+
+
+async def test_machine_that_is_nobody_is_told_how_to_be_somebody() -> None:
+    with pytest.raises(NoIdentityError, match=r"nobody at Google Cloud.*clouds\.gcp"):
+        await account().token()
+
+
+async def test_refused_account_is_reported_without_its_key(cloud: FakeCloud) -> None:
+    key = service_account_key(f"{cloud.url}/token", "gone@team-ml.iam.gserviceaccount.com")
+
+    with pytest.raises(AgentConfigError, match=r"invalid_grant.*clouds\.gcp") as caught:
+        await account({"service_account_info": key}, credentials="mine").token()
+    assert key["private_key"] not in str(caught.value)
+
+
+async def test_key_that_cannot_be_read_is_reported_without_what_is_in_it() -> None:
+    key = {**service_account_key("http://127.0.0.1:1"), "private_key": "half of a key"}
+
+    with pytest.raises(AgentConfigError, match="'mine' holds no service account's key") as caught:
+        await account({"service_account_info": key}, credentials="mine").token()
+    assert "half of" not in str(caught.value)
+
+
+async def test_missing_region_is_reported() -> None:
+    with pytest.raises(AgentConfigError, match=r"clouds\.gcp\.region"):
+        _ = account().region
