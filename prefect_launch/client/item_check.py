@@ -21,7 +21,7 @@ from prefect_launch.errors import LaunchError, NotFoundError, SourceError, SpecE
 from prefect_launch.jobs.model import GitJobSource, Job, JobDraft, SourceKind, check_version
 from prefect_launch.planning.image_pinning import Digests, with_digest
 from prefect_launch.planning.item_options import check_resource, item_macros, merged_options
-from prefect_launch.planning.job_inputs import arguments_of_inputs, variables_of_inputs
+from prefect_launch.planning.job_inputs import arguments_of, variables_of_inputs
 from prefect_launch.planning.override_checks import check_overrides, overrides_code
 from prefect_launch.planning.plan import build_request, default_resource, with_checked_inputs
 from prefect_launch.planning.refused_fields import locked_parts, outputs_named_by, refuse_unread
@@ -402,7 +402,7 @@ def _check_options(spec: LaunchSpec, queue: CachedQueue, job: Job | None) -> Non
     options = merged_options(queue.config, spec, queue.name, macros=macros, secrets={})
     if job is not None and job.base_image:
         runner_class(queue.config.resource).check_image(job.base_image, options)
-    arguments_of_inputs(spec, job)
+    arguments_of(spec, job)
     variables_of_inputs(spec, job, queue.config, queue.name)
 
 

@@ -29,13 +29,14 @@ def unread_inputs(spec: LaunchSpec, job: Job | None) -> str:
     )
 
 
-def arguments_of_inputs(spec: LaunchSpec, job: Job | None) -> tuple[str, ...]:
-    """Return the inputs as arguments, when the job takes them so.
+def arguments_of(spec: LaunchSpec, job: Job | None) -> tuple[str, ...]:
+    """Return an item's arguments: its inputs, when the job takes them so, and those that it was given.
 
     Raises:
         SpecError: for one that is longer than Linux lets an argument be.
     """
-    words = [] if job is None else input_arguments(spec.overrides.run_config, job.inputs_as, job.schema)
+    own = spec.overrides.args
+    words = own if job is None else input_arguments(spec.overrides.run_config, job.inputs_as, job.schema, own)
     for word in words:
         check_value(f"the argument {word.partition('=')[0][:_SHOWN_CHARS]!r}", word)
     return tuple(words)

@@ -32,7 +32,7 @@ from prefect_launch.planning.item_options import (
     merged_options,
     submitted_options,
 )
-from prefect_launch.planning.job_inputs import arguments_of_inputs, variables_of_inputs
+from prefect_launch.planning.job_inputs import arguments_of, variables_of_inputs
 from prefect_launch.planning.override_checks import check_overrides, list_folder, overrides_code
 from prefect_launch.planning.refused_fields import outputs_named_by, refuse_unread, refuse_unread_here, secured
 from prefect_launch.policy.limits import time_limit
@@ -190,7 +190,7 @@ async def _build_plan(request: Request, machine: MachineSettings, job: Job | Non
         run_id=spec.run_id or short_id(request.item_id),
         run_dir=run_dir,
         command=spec.overrides.entry_point or (job.entry_point if job else ()),
-        args=(*arguments_of_inputs(spec, job), *spec.overrides.args),
+        args=arguments_of(spec, job),
         env={
             **variables_of_inputs(spec, job, request.config, request.queue),
             **job_environment(_context(request, spec, job, run_dir), wandb=machine.wandb),

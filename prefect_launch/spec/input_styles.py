@@ -27,31 +27,44 @@ _RESERVED: Final = re.compile(
 )
 
 
-def input_arguments(inputs: Mapping[str, Any], style: str, schema: Mapping[str, Any] | None) -> list[str]:
-    """Return inputs as arguments; none for a style that has none.
+def input_arguments(
+    inputs: Mapping[str, Any], style: str, schema: Mapping[str, Any] | None, own: Sequence[str] = ()
+) -> list[str]:
+    """Return inputs as arguments, none for a style that has none, with the arguments that were given as such.
 
     Args:
         inputs: by name; a group of inputs is a mapping.
         style: one of `INPUTS_AS`.
         schema: the job's.
+        own: the arguments that were given; of an option in both, they win.
     """
     if style == "args":
-        return _options(inputs, schema or {})
+        placed, words = _positional(inputs, schema or {}), _options(inputs, schema or {})
+        # A parser takes what begins with a dash for an option, unless it comes after all options.
+        is_last = any(word.startswith("-") for word in placed)
+        return [*words, *own, "--", *placed] if is_last else [*placed, *words, *own]
     if style == "jsonargparse":
-        return [f"--{name}={_text(value)}" for name, value in flat(inputs).items()]
-    return hydra_overrides(inputs) if style == "hydra" else []
+        return [*(f"--{name}={_text(value)}" for name, value in flat(inputs).items()), *own]
+    return [*hydra_overrides(inputs), *own] if style == "hydra" else [*own]
+
+
+def _positional(inputs: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
+    """Return the inputs that a program takes by their places."""
+    known = schema.get("properties") or {}
+    values = [inputs[name] for name in _in_order(inputs, known) if _rules(known, name).get(POSITIONAL)]
+    lists = [value if isinstance(value, list) else [value] for value in values if value is not None]
+    return [_text(one) for each in lists for one in each]
 
 
 def _options(inputs: Mapping[str, Any], schema: Mapping[str, Any], group: str = "") -> list[str]:
-    """Return inputs as `argparse` and click take them."""
-    placed: list[str] = []
+    """Return the other inputs as `argparse` and click take them."""
     words: list[str] = []
     known = schema.get("properties") or {}
-    for name in sorted(inputs, key=lambda name: _rules(known, name).get("position", len(known))):
+    for name in _in_order(inputs, known):
         path, value, rules = f"{group}{name}", inputs[name], _rules(known, name)
-        if rules.get(POSITIONAL) and value is not None:
-            placed += map(_text, value if isinstance(value, list) else [value])
-        elif isinstance(value, Mapping):
+        if rules.get(POSITIONAL):
+            continue
+        if isinstance(value, Mapping):
             words += _options(value, rules, f"{path}.")
         elif isinstance(value, bool):
             # Without the flag it is false, unless true is the default: then there is a flag for false.
@@ -60,7 +73,11 @@ def _options(inputs: Mapping[str, Any], schema: Mapping[str, Any], group: str = 
             words += [f"--{path}", *map(_text, value)] if value else []
         elif value is not None:
             words.append(f"--{path}={_text(value)}")
-    return [*placed, *words]
+    return words
+
+
+def _in_order(inputs: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    return sorted(inputs, key=lambda name: _rules(known, name).get("position", len(known)))
 
 
 def _rules(known: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -90,6 +90,15 @@ def test_arguments_of_the_inputs_mean_to_argparse_what_they_mean_by_hand(given: 
     }
 
 
+def test_positional_value_that_begins_with_a_dash_is_none_of_the_options() -> None:
+    given = {"data": "-x", "more": [-1, 2], "epochs": 3, "layers": [7]}
+
+    words = input_arguments(given, "args", stored(SCRIPT), ["--opt", "sgd"])
+
+    parsed = parser_of(SCRIPT).parse_args(words)
+    assert (parsed.data, parsed.more, parsed.layers, parsed.opt) == ("-x", [-1, 2], [7], "sgd")
+
+
 def test_schema_has_what_the_parser_checks() -> None:
     schema = stored(SCRIPT)
 
