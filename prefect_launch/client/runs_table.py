@@ -30,7 +30,9 @@ from prefect_launch.client.run_filter import (
 )
 from prefect_launch.core.metrics import Metrics
 from prefect_launch.core.nested import flat
-from prefect_launch.errors import ArtifactError
+from prefect_launch.errors import ArtifactError, NotFoundError
+from prefect_launch.jobs.index import PATH_TAG
+from prefect_launch.jobs.model import parse_reference
 from prefect_launch.server.metrics import read_metrics
 from prefect_launch.server.paging import all_items
 from prefect_launch.server.values import PAGE, Item, ItemFilter
@@ -91,7 +93,7 @@ async def read_runs(api: Api, session: Session, wanted: RunFilter, columns: Coll
     most = SEARCHED if wanted.sort else wanted.limit
     found: list[Run] = []
     seen: set[str] = set()
-    async for page in _pages(session, wanted):
+    async for page in _pages(api, session, wanted):
         runs = [Run(QueuedRun(api, item), item, {}, Metrics()) for item in page]
         runs = await complete(session, runs, _groups(wanted.columns))
         seen.update(column for run in runs for column in run.row)
@@ -108,15 +110,21 @@ def _groups(columns: Collection[str]) -> set[str]:
     return {name.partition(".")[0] for name in columns}
 
 
-async def _pages(session: Session, wanted: RunFilter) -> AsyncIterator[list[Item]]:
+async def _pages(api: Api, session: Session, wanted: RunFilter) -> AsyncIterator[list[Item]]:
     """Yield items by pages, newest first."""
-    job = await session.jobs.resolve(wanted.job) if wanted.job else None
+    job, unknown = None, None
+    if wanted.job:
+        try:
+            job = (await session.jobs.resolve(wanted.job)).reference
+        except NotFoundError as error:  # It may be deleted: its items still name it.
+            job, unknown = wanted.job, error
+    of = parse_reference(job, entity=api.entity, project=api.project) if job else None
     types = sorted({STATES[state] for state in wanted.states})
     filters = ItemFilter(
         pool=wanted.queue,
         state_types=types or None,
         expected_after=wanted.since,
-        tags=[f"job:{job.name}"] if job else None,
+        tags=[f"{PATH_TAG}{of.name}"] if of else None,
     )
     size = PAGE if wanted.columns or wanted.job or wanted.since else min(PAGE, wanted.limit)
     page: list[Item] = []
@@ -125,10 +133,10 @@ async def _pages(session: Session, wanted: RunFilter) -> AsyncIterator[list[Item
         seen += 1
         source = source_of(item)
         is_of_job = (
-            job is None
-            or source == job.reference
-            or (":" not in (wanted.job or "") and source.startswith(f"{job.path}:"))
+            of is None or source == str(of) or (":" not in (wanted.job or "") and source.startswith(f"{of.path}:"))
         )
+        if is_of_job:
+            unknown = None
         if is_of_job and (item.work_pool_name or wanted.queue):
             page.append(item)
         if len(page) == size:
@@ -136,6 +144,8 @@ async def _pages(session: Session, wanted: RunFilter) -> AsyncIterator[list[Item
             page = []
         if seen == SEARCHED:
             break
+    if unknown is not None:
+        raise unknown
     yield page
 
 

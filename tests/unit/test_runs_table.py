@@ -203,6 +203,17 @@ def test_job_means_all_its_versions_and_with_a_version_that_one(api: InMemoryApi
     assert names(job="train:latest") == ["run-1"]
 
 
+def test_items_of_a_deleted_job_are_listed_by_the_name_that_they_have(api: InMemoryApi) -> None:
+    create_job("busybox:1", "image", name="train")
+    launch_add(job="train", queue_name="gpu", name="run")
+    api.delete_job("train", force=True)
+
+    assert names(job="train") == names(job="train:v0") == ["run"]
+    for unknown in ("train:v1", "trian"):
+        with pytest.raises(NotFoundError, match="no job"):
+            runs_table(job=unknown)
+
+
 def test_list_shows_the_columns_of_choice(three: Runs, command: Command) -> None:
     shown = command("item", "list", "-C", "name,inputs.lr,outputs,took", "--sort", "-outputs.accuracy").stdout
 
