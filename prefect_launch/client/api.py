@@ -301,7 +301,7 @@ class Api(BaseModel):
 
         Args:
             name: `entity/project/name`, or a shorter form; with `:alias` or `:v3`, only that version.
-            force: also while items that wait name it; they fail then.
+            force: also while items that wait name it: an agent without a copy of the job fails them.
 
         Raises:
             NotFoundError: when there is none.

@@ -29,7 +29,7 @@ class DeletedJob:
         path: entity/project/name of the job.
         versions: their numbers, such as `v0`.
         aliases: those that meant one of them.
-        waiting: how many items wait that name one of them: they fail.
+        waiting: how many items wait that name one of them: an agent without a copy of the job fails them.
     """
 
     path: str
@@ -47,8 +47,8 @@ async def delete_job(session: Session, name: str, *, force: bool) -> DeletedJob:
         named = ", ".join(name_and_id(item) for item in waiting[:_NAMED])
         more = ", …" if len(waiting) > _NAMED else ""
         raise LaunchError(
-            f"{counted(len(waiting), 'waiting item')} would fail without the job {name!r}: {named}{more}. Cancel what"
-            " waits, or delete the job all the same with force (--force)."
+            f"The job {name!r} is named by {counted(len(waiting), 'waiting item')}, which an agent without a copy of it"
+            f" would fail: {named}{more}. Cancel what waits, or delete the job all the same with force (--force)."
         )
     aliases = await session.jobs.delete(entries)
     return DeletedJob(path, tuple(f"v{entry.version}" for entry in entries), aliases, len(waiting))

@@ -94,15 +94,14 @@ def test_job_that_waiting_items_name_is_deleted_only_by_force(api: InMemoryApi, 
     for name in ("web", "web:v1"):
         refused = command("delete", name)
         assert isinstance(refused.exception, LaunchError)
-        assert f"1 waiting item would fail without the job {name!r}: {run.name} ({short_id(run.id)})" in str(
-            refused.exception
-        )
+        assert f"The job {name!r} is named by 1 waiting item" in str(refused.exception)
+        assert f"would fail: {run.name} ({short_id(run.id)})" in str(refused.exception)
     assert "v1" in versions(api)
     assert command("delete", "web:v0").exit_code == 0
 
     forced = command("delete", "web", "--force")
 
-    assert "will fail: 1." in forced.output
+    assert "Items that wait for it: 1. An agent without a copy of the job fails them." in forced.output
     assert versions(api) == {}
 
 
