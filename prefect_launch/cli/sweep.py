@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -393,7 +394,7 @@ def best(
         typer.Option(
             "--config",
             metavar="",
-            help="Print its inputs, arguments and command, as a launch config for 'add --config'.",
+            help="Print its job, inputs, arguments and command, as a launch config for 'add --config'.",
         ),
     ] = False,
     json: JsonOption = False,
@@ -407,14 +408,22 @@ def best(
 
     found = read_report(connected(), sweep)
     trial = best_trial(found.name, found.config, found.trials)
-    as_config = {"overrides": found.config.trial_overrides(trial.params)}
+    item = found.trials.items[trial.number].item
+    as_config = {**_source_of(item.parameters), "overrides": found.config.trial_overrides(trial.params)}
     if json:
         print_json(as_config if config else found.trial_fields(trial))
     elif config:
         typer.echo(yaml.safe_dump(as_config, sort_keys=False, allow_unicode=True).rstrip())
     else:
         typer.echo(printable(describe_trial(trial, found.config)))
-        typer.echo(f"item: {short_id(found.trials.items[trial.number].item.id)}")
+        typer.echo(f"item: {short_id(item.id)}")
+
+
+def _source_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a trial ran, for a launch config: its job, at its version, or its image."""
+    if "job" in parameters:
+        return {"job": parameters["job"]}
+    return {"docker": {"docker_image": parameters["docker"]["docker_image"]}}
 
 
 @app.command(

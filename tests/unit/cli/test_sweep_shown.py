@@ -11,6 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from prefect_launch import launch_add
 from prefect_launch.cli.main import app
 from prefect_launch.core.states import ItemState
 from prefect_launch.server.values import State
@@ -57,7 +58,9 @@ def test_show_has_the_trials_with_the_best_one_first(job_api: InMemoryApi) -> No
 
 def test_best_prints_the_parameters_as_a_launch_config(job_api: InMemoryApi) -> None:
     run_sweep(job_api, name="mine")
-    assert yaml.safe_load(sweep("best", "mine", "--config").stdout) == {"overrides": {"run_config": {"lr": 0.3}}}
+    printed = yaml.safe_load(sweep("best", "mine", "--config").stdout)
+    assert printed == {"job": "acme/digits/train:v0", "overrides": {"run_config": {"lr": 0.3}}}
+    assert launch_add(config=printed, queue_name="cpu").item.parameters["overrides"]["run_config"]["lr"] == 0.3
     assert sweep("best", "mine").stdout.startswith("trial 2 finished, loss 0: lr=0.3")
     assert json.loads(sweep("best", "mine", "--json").stdout)["params"] == {"lr": 0.3}
 
@@ -138,5 +141,5 @@ def test_best_as_a_launch_config_runs_just_what_its_trial_ran(job_api: InMemoryA
     printed = yaml.safe_load(sweep("best", "mine", "--config").stdout)
     best = job_api.queued_run(json.loads(sweep("best", "mine", "--json").stdout)["item"])
     ran = best.item.parameters["overrides"]  # The schema's defaults have come to it.
-    assert printed == {"overrides": {**ran, "run_config": {"lr": 0.3}}}
+    assert printed["overrides"] == {**ran, "run_config": {"lr": 0.3}}
     assert "--lr=0.3" in [*printed["overrides"].get("args", ()), *printed["overrides"].get("entry_point", ())]
