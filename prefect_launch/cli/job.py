@@ -225,7 +225,10 @@ def show(job: JobName, json: JsonOption = False) -> None:
             ("source", source(found)),
             ("work tree", work_tree(found)),
             ("built from", found.metadata.get("built_from")),
-            ("entry point", shlex.join(found.entry_point)),
+            ("base image", found.base_image),
+            ("Dockerfile", found.dockerfile),
+            ("context", found.build_context),
+            ("entry point", shlex.join(found.entry_point) or ("the image's own" if found.dockerfile else "")),
             ("inputs as", "" if found.inputs_as == "json" else found.inputs_as),
             ("installs", ", ".join(found.install)),
             ("Python", found.runtime),
@@ -253,7 +256,12 @@ def delete(
         typer.Argument(metavar="JOB", help="The job, with all its versions; or one: JOB:v3, JOB:ALIAS."),
     ],
     force: Annotated[
-        bool, typer.Option("--force", metavar="", help="Also while items that wait name it; they fail then.")
+        bool,
+        typer.Option(
+            "--force",
+            metavar="",
+            help="Also while items that wait name it: an agent without a copy of the job fails them.",
+        ),
     ] = False,
     json: JsonOption = False,
 ) -> None:
@@ -265,7 +273,8 @@ def delete(
     aliases = f", with the aliases {', '.join(deleted.aliases)}" if deleted.aliases else ""
     typer.echo(f"Deleted {', '.join(deleted.versions)} of the job {deleted.path}{aliases}.")
     if deleted.waiting:
-        typer.echo(f"Items that wait for it, and will fail: {deleted.waiting}.", err=True)
+        waiting = f"Items that wait for it: {deleted.waiting}."
+        typer.echo(f"{waiting} An agent without a copy of the job fails them.", err=True)
 
 
 @app.command(
