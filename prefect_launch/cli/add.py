@@ -12,21 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from prefect_launch.cli.item_logs import LogTail, write_log
+from prefect_launch.cli.item_logs import LogTail, print_until_end, write_record
 from prefect_launch.cli.item_view import start_in_words
-from prefect_launch.cli.launch_options import LaunchOptions, parameter_of
+from prefect_launch.cli.launch_options import LaunchOptions, WaitOption, parameter_of
 from prefect_launch.cli.options import JsonOption, PassesArgs, examples, flattened, single
 from prefect_launch.cli.output import Column, lasted, print_details, print_json, print_table
 from prefect_launch.cli.process import connected, ending_in_order
 from prefect_launch.client.item_fields import duration_of, fields_of, state_of
 from prefect_launch.core.names import name_and_id, short_id
-from prefect_launch.core.terminal import printable
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
     from prefect_launch.client.explain import Explanation
     from prefect_launch.client.queued_run import QueuedRun
-    from prefect_launch.server.values import LogRecord
 
 
 add_app = single()
@@ -50,9 +48,7 @@ _RUN_EXAMPLES = examples(
 @flattened()
 def add(
     options: LaunchOptions,
-    wait: Annotated[
-        bool, typer.Option("--wait", metavar="", help="Print the log until the run ends; exit as 'item wait' does.")
-    ] = False,
+    wait: WaitOption = False,
     explain: Annotated[
         bool,
         typer.Option("--explain", metavar="", help="Dry run: queue nothing; show what would run, where and when."),
@@ -105,7 +101,7 @@ def add_to_queue(api: Api, options: LaunchOptions, *, wait: bool, as_json: bool)
         typer.echo(f"id:   {short_id(run.id)}")
         typer.echo(f"page: {run.url}")
     if wait:
-        _wait(run, log_to_error=as_json)
+        print_until_end(run, log_to_error=as_json)
     if as_json:
         print_json(fields_of(run, run.item))
 
@@ -139,21 +135,6 @@ def _arguments(api: Api, options: LaunchOptions) -> dict[str, Any]:
         "template_variables": options.template_variables(api, options.queue or DEFAULT_QUEUE),
         "build": options.build,
     }
-
-
-def _wait(run: QueuedRun, *, log_to_error: bool) -> None:
-    tail = LogTail(run, partial(_write, err=log_to_error))
-    try:
-        tail.until_end(tell=lambda words: typer.echo(printable(words), err=True))
-    except KeyboardInterrupt:
-        typer.echo(f"It continues. Follow it with: prefect-launch item logs {short_id(run.id)} -f", err=True)
-        raise
-    item = run.wait_until_finished()
-    typer.echo(f"{name_and_id(run)} {state_of(item)} after {lasted(duration_of(item))}.", err=True)
-
-
-def _write(record: LogRecord, *, err: bool) -> None:
-    write_log(record.message, err=err)
 
 
 def run_here(api: Api, options: LaunchOptions, *, as_json: bool) -> None:
@@ -198,7 +179,7 @@ async def _launch(api: Api, config: dict[str, Any], *, log_to_error: bool) -> Qu
     if not begun.done():
         work.result()  # raises the error that kept the flow from starting
     run = await asyncio.to_thread(api.queued_run, await begun)
-    tail = LogTail(run, partial(_write, err=log_to_error), job_only=True)
+    tail = LogTail(run, partial(write_record, err=log_to_error), job_only=True)
     try:
         while not work.done():
             await asyncio.to_thread(tail.write_new)

@@ -14,19 +14,21 @@ from prefect_launch.cli.item_exec import exec_, shell
 from prefect_launch.cli.item_list import list_
 from prefect_launch.cli.item_view import (
     find,
+    find_all,
     metrics_in_words,
     outputs_of,
     start_in_words,
     usage_in_words,
     waiting_fields,
 )
-from prefect_launch.cli.options import ItemId, JsonOption, PassesArgs, examples, group
+from prefect_launch.cli.options import ItemId, ItemIds, JsonOption, PassesArgs, examples, group
 from prefect_launch.cli.output import Column, at, lasted, print_details, print_json, print_table, terminal_columns
 from prefect_launch.cli.process import connected
 from prefect_launch.client.item_fields import duration_of, fields_of, request_of, started_at, state_of
 from prefect_launch.core.names import name_and_id, short_id
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.terminal import printable
+from prefect_launch.errors import LaunchError
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
@@ -153,16 +155,24 @@ app.command(
 app.command(epilog=examples("prefect-launch item shell 1a2b3c4d"))(shell)
 
 
-@app.command()
-def cancel(item_id: ItemId, json: JsonOption = False) -> None:
-    """Cancel an item: a waiting item ends at once; the agent of a running item stops it."""
-    run = find(connected(), item_id)
-    state = run.cancel().lower()
+@app.command(epilog=examples("prefect-launch item cancel 1a2b3c4d 5e6f7a8b"))
+def cancel(item_ids: ItemIds, json: JsonOption = False) -> None:
+    """Cancel items: a waiting item ends at once; the agent of a running item stops it."""
+    stopped, ended = [], []
+    for run in find_all(connected(), item_ids):
+        if run.item.is_terminal:
+            ended.append(run)
+            continue
+        state = run.cancel().lower()
+        stopped.append({"id": run.id, "name": run.name, "state": state})
+        if not json:
+            outcome = "is cancelled" if state == "cancelled" else "is being stopped by its agent"
+            typer.echo(f"The item {name_and_id(run)} {outcome}.")
     if json:
-        print_json({"id": run.id, "name": run.name, "state": state})
-        return
-    outcome = "is cancelled" if state == "cancelled" else "is being stopped by its agent"
-    typer.echo(f"The item {name_and_id(run)} {outcome}.")
+        print_json(stopped)
+    if ended:
+        names = ", ".join(f"{name_and_id(run)}: {state_of(run.item)}" for run in ended)
+        raise LaunchError(f"Nothing to stop of what has ended already ({names}).")
 
 
 @app.command()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prefect_launch.cli.item_list import text_of
+from prefect_launch.cli.item_logs import print_until_end
 from prefect_launch.cli.item_view import find
-from prefect_launch.cli.launch_options import SetOption, VariablesOption, typed_inputs, typed_variables
+from prefect_launch.cli.launch_options import SetOption, VariablesOption, WaitOption, typed_inputs, typed_variables
 from prefect_launch.cli.options import ArgsArgument, ItemId, JsonOption
 from prefect_launch.cli.output import print_json
 from prefect_launch.cli.process import connected
@@ -36,6 +37,7 @@ def rerun(
     ] = None,
     priority: PriorityOption = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Display name of the new run.")] = None,
+    wait: WaitOption = False,
     args: ArgsArgument = None,
     json: JsonOption = False,
 ) -> None:
@@ -53,12 +55,14 @@ def rerun(
         priority=priority,
         name=name,
     )
+    if not json:
+        typer.echo(f"Added {again.name} to the queue {again.queue_name}: a rerun of {name_and_id(run)}.")
+        typer.echo(f"id:   {short_id(again.id)}")
+        typer.echo(f"page: {again.url}")
+    if wait:
+        print_until_end(again, log_to_error=json)
     if json:
         print_json({**fields_of(again, again.item), "rerun_of": run.id})
-        return
-    typer.echo(f"Added {again.name} to the queue {again.queue_name}: a rerun of {name_and_id(run)}.")
-    typer.echo(f"id:   {short_id(again.id)}")
-    typer.echo(f"page: {again.url}")
 
 
 def save_job(

@@ -6,16 +6,18 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from prefect_launch.cli.item_view import find
 from prefect_launch.cli.options import JsonOption
-from prefect_launch.cli.output import at, print_json
+from prefect_launch.cli.output import at, lasted, print_json
 from prefect_launch.cli.process import connected
-from prefect_launch.client.item_fields import state_of
+from prefect_launch.client.item_fields import duration_of, state_of
 from prefect_launch.client.patience import when_answered
+from prefect_launch.core.names import name_and_id, short_id
 from prefect_launch.core.states import StateType
 from prefect_launch.core.terminal import line, printable
 
@@ -86,6 +88,27 @@ def write_log(text: str, *, err: bool = False) -> None:
     """Print a log record: to a terminal with colours only, without other control sequences; else unchanged."""
     stream = sys.stderr if err else sys.stdout
     typer.echo(line(text) if stream.isatty() else text, err=err, color=True)
+
+
+def write_record(record: LogRecord, *, err: bool) -> None:
+    """Print a log record, without its time."""
+    write_log(record.message, err=err)
+
+
+def print_until_end(run: QueuedRun, *, log_to_error: bool) -> None:
+    """Print an item's log until it has ended, and how it did.
+
+    Raises:
+        ExecutionError: when it failed or was cancelled.
+    """
+    tail = LogTail(run, partial(write_record, err=log_to_error))
+    try:
+        tail.until_end(tell=lambda words: typer.echo(printable(words), err=True))
+    except KeyboardInterrupt:
+        typer.echo(f"It continues. Follow it with: prefect-launch item logs {short_id(run.id)} -f", err=True)
+        raise
+    item = run.wait_until_finished()
+    typer.echo(f"{name_and_id(run)} {state_of(item)} after {lasted(duration_of(item))}.", err=True)
 
 
 class LogTail:

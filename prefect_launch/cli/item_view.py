@@ -15,7 +15,7 @@ from prefect_launch.core.states import StateType
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from prefect_launch.client.api import Api
     from prefect_launch.client.queued_run import QueuedRun
@@ -66,6 +66,11 @@ def find(api: Api, given: str) -> QueuedRun:
         more = "; …" if len(found) > _NAMED else ""
         raise InvalidNameError(f"{given!r} may mean several items: {candidates}{more}. Give the id of one.")
     return api.queued_run(found[0].id) if is_moved(found[0]) else QueuedRun(api, found[0])
+
+
+def find_all(api: Api, given: Iterable[str]) -> list[QueuedRun]:
+    """Return several items, each once; see `find`."""
+    return list({run.id: run for run in (find(api, one) for one in given)}.values())
 
 
 def _is_part(part: str, item: Item) -> bool:

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from prefect_launch.cli.item_view import find
+from prefect_launch.cli.item_view import find_all
 from prefect_launch.cli.main import CANCELLED, TIMED_OUT
-from prefect_launch.cli.options import JsonOption
+from prefect_launch.cli.options import ItemIds, JsonOption
 from prefect_launch.cli.output import lasted, print_json
 from prefect_launch.cli.process import connected
 from prefect_launch.client.item_fields import duration_of, fields_of, state_of
@@ -18,9 +18,7 @@ from prefect_launch.core.terminal import printable
 
 
 def wait(
-    item_ids: Annotated[
-        list[str], typer.Argument(metavar="ID...", help="Items: their ids, the last 8 characters, or their names.")
-    ],
+    item_ids: ItemIds,
     timeout: Annotated[
         str | None,
         typer.Option("--timeout", metavar="TIME", help="Wait no longer: seconds, or 45min, 2h. Then exit 124."),
@@ -33,10 +31,10 @@ def wait(
     from prefect_launch.core.units import parse_duration
 
     api, seconds = connected(), parse_duration(timeout)
-    runs = {run.id: run for run in (find(api, given) for given in item_ids)}
+    runs = find_all(api, item_ids)
     ended, late = [], None
     try:
-        for item in ends_of(api, list(runs.values()), timeout=seconds):
+        for item in ends_of(api, runs, timeout=seconds):
             ended.append(item)
             if not json:
                 why = f": {printable(item.message)}" if item.message else "."

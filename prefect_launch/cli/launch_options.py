@@ -53,6 +53,9 @@ AfterOption = Annotated[
         "--after", metavar="ID", help="Start when this item has completed: its id or its name. Repeat for more."
     ),
 ]
+WaitOption = Annotated[
+    bool, typer.Option("--wait", metavar="", help="Print the log until the run ends; exit as 'item wait' does.")
+]
 BuildOption = Annotated[
     bool,
     typer.Option(

@@ -30,6 +30,9 @@ CONTEXT: Final[dict[str, Any]] = {
 }
 
 ItemId = Annotated[str, typer.Argument(metavar="ID", help="The item's id, its last 8 characters, or its name.")]
+ItemIds = Annotated[
+    list[str], typer.Argument(metavar="ID...", help="Items: their ids, the last 8 characters, or their names.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON instead of text.")]
 EntityOption = Annotated[
     str | None,

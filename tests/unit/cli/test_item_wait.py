@@ -158,17 +158,20 @@ def test_time_of_a_wait_also_ends_while_the_server_is_away(api: InMemoryApi) -> 
             wait()
 
 
-def test_add_that_waits_for_an_item_that_is_cancelled_exits_as_item_wait_does(
-    api: InMemoryApi, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", [["add", "-d", "busybox:1", "-q", "gpu"], ["item", "rerun", "run-0"]])
+def test_command_that_waits_for_an_item_that_is_cancelled_exits_as_item_wait_does(
+    api: InMemoryApi, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
+    (first,) = add(api, 1)
+
     def cancel() -> None:
-        while not (items := api.items()):
+        while not (others := [run for run in api.items() if run.id != first.id]):
             time.sleep(0.05)
-        items[0].cancel()
+        others[0].cancel()
 
     threading.Thread(target=cancel).start()
 
-    assert run_program(["add", "-d", "busybox:1", "-q", "gpu", "--wait"]) == 3
+    assert run_program([*command, "--wait"]) == 3
     assert "ended as Cancelled" in capsys.readouterr().err
 
 

@@ -103,6 +103,21 @@ def test_id_that_is_told_when_an_item_is_added_is_the_one_that_is_listed_and_sho
     assert f"train ({told[1]})" in command("item", "cancel", told[1]).stdout
 
 
+def test_several_items_are_cancelled_at_once_and_one_that_has_ended_is_told_after_them(
+    api: InMemoryApi, command: Command
+) -> None:
+    first, second, third = add(api, "first", "second", "third")
+    first.cancel()
+
+    refused = command("item", "cancel", first.id, "second", second.id)
+
+    assert refused.stdout == f"The item second ({short_id(second.id)}) is cancelled.\n"
+    assert f"has ended already (first ({short_id(first.id)}): cancelled)" in str(refused.exception)
+    assert isinstance(command("item", "cancel", "third", "fourth").exception, NotFoundError)
+    assert third.state == "queued"
+    assert [one["state"] for one in json.loads(command("item", "cancel", "third", "--json").stdout)] == ["cancelled"]
+
+
 def test_item_is_found_by_its_name_by_the_start_of_its_id_and_by_its_whole_id(
     api: InMemoryApi, command: Command
 ) -> None:
