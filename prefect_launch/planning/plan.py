@@ -23,7 +23,7 @@ from prefect_launch.jobs.archive import list_code
 from prefect_launch.jobs.code_checks import unknown_build_context
 from prefect_launch.jobs.model import SourceKind, check_version
 from prefect_launch.jobs.schema import check_inputs
-from prefect_launch.planning.environment import JobContext, job_environment
+from prefect_launch.planning.environment import CHUNK_BYTES, JobContext, job_environment
 from prefect_launch.planning.image_pinning import image_to_run, resolved_image
 from prefect_launch.planning.item_options import (
     filled_by_limits,
@@ -193,7 +193,11 @@ async def _build_plan(request: Request, machine: MachineSettings, job: Job | Non
         args=arguments_of(spec, job),
         env={
             **variables_of_inputs(spec, job, request.config, request.queue),
-            **job_environment(_context(request, spec, job, run_dir), wandb=machine.wandb),
+            **job_environment(
+                _context(request, spec, job, run_dir),
+                wandb=machine.wandb,
+                chunk_bytes=runner.variable_bytes or CHUNK_BYTES,
+            ),
         },
         image=_image(spec, job) or own_image,
         resolved_image=resolved_image(_named_image(spec, job) or "", spec.docker),

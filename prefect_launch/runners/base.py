@@ -400,6 +400,8 @@ class Runner(ABC):
     keeps_log_bytes: ClassVar[bool] = True
     #: Whether all that a job leaves in `$LAUNCH_OUTPUT_DIR` comes back by itself; else `outputs.json` alone does.
     returns_files: ClassVar[bool] = True
+    #: The longest value of a variable that it takes, in bytes: a longer config is cut into chunks. None: as on Linux.
+    variable_bytes: ClassVar[int | None] = None
     #: Whether it tells what a run uses of CPU and memory.
     tells_usage: ClassVar[bool] = False
     #: Whether it sees what a job has changed in its code folder, and keeps what the plan says of that.

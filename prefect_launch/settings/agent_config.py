@@ -28,7 +28,6 @@ from pydantic import (
 )
 
 from prefect_launch.builds.settings import BuilderSettings
-from prefect_launch.clouds.accounts import Clouds
 from prefect_launch.clouds.settings import CloudSettings
 from prefect_launch.core.names import ENTITY_VARIABLES, check_name, safe_name
 from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, OutputLimits, with_default_limits
@@ -283,19 +282,14 @@ class AgentConfig(BaseModel):
                 f"The agent's {info.field_name!r} must be none or a size; got {value!r}: {error}."
             ) from None
 
-    def keychain(self, clouds: Clouds | None = None) -> Keychain:
-        """Return who to be at which registry: `registries`, and `builder.credentials` for that of the destination.
-
-        Args:
-            clouds: the accounts to share; default: new ones, of `clouds`.
-        """
-        clouds = clouds or Clouds(self.clouds)
+    @property
+    def keychain(self) -> Keychain:
+        """Who to be at which registry: `registries`, and `builder.credentials` for that of `builder.destination`."""
         if not self.builder.destination or not self.builder.credentials:
-            return Keychain(self.registries, clouds)
+            return Keychain(self.registries)
         host = parse_reference(self.builder.destination).host
         known = self.registries.get(host, RegistrySettings())
-        known = known.model_copy(update={"credentials": self.builder.credentials})
-        return Keychain({**self.registries, host: known}, clouds)
+        return Keychain({**self.registries, host: known.model_copy(update={"credentials": self.builder.credentials})})
 
     @property
     def machine(self) -> MachineSettings:

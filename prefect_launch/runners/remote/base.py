@@ -52,8 +52,6 @@ from prefect_launch.runners.remote.poller import JoinedReads, StatusPoller
 
 #: What the rest of an ended run's log may take; after that the log counts as not complete, and the run is kept.
 _LOG_END_SECONDS: Final = 60.0
-#: How many logs are read a second, at most.
-_LOG_READS_A_SECOND: Final = 50.0
 #: The pause before a run that a poll does not show is looked for again.
 _LOOK_AGAIN_SECONDS: Final = 0.1
 #: How long a job waits without a reason before the wait is reported.
@@ -98,12 +96,14 @@ class RemoteRunner(Runner):
     least_poll_seconds: ClassVar[float] = 0.1
     #: The pause before a log is read again that was read to its end while its job runs, in seconds.
     log_seconds: ClassVar[float] = 1.0
+    #: How many logs are read a second, at most.
+    log_reads_a_second: ClassVar[float] = 50.0
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
         self._not_submitted: dict[str, RunPlan] = {}
         self._parts: dict[str, _Part] = {}
-        self._log_pace = Pace(_LOG_READS_A_SECOND)
+        self._log_pace = Pace(self.log_reads_a_second)
 
     @classmethod
     def fill_rule(cls, option: str, keys: Keys, text: str) -> FillRule:

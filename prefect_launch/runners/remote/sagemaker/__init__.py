@@ -1,0 +1,1 @@
+"""Runner of the resource `sagemaker`: training jobs of Amazon SageMaker."""

@@ -1,0 +1,206 @@
+"""Request of a training job, made of a run's plan: image, command, environment, tags, and the fields of the options.
+
+The job's command runs in a small line of the shell, which makes the outputs folder and enters the working directory:
+a program that is not there ends with 127 then, as in a shell. A job without a command runs its image's own entry point.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import quote, unquote
+
+from prefect_launch.errors import QueueError, SpecError
+from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
+from prefect_launch.runners.base import RunPlan, with_default_variables
+from prefect_launch.runners.remote.sagemaker.options import (
+    REQUIRED,
+    check_shape,
+    has_secrets_allowed,
+    read_fields,
+)
+
+#: What SageMaker brings to S3 at the end of a job, whether it fails or not.
+OUTPUT_DIR: Final = "/opt/ml/output/data"
+#: SageMaker's own limits (CreateTrainingJob).
+MAX_VARIABLE_CHARS: Final = 512
+_MAX_VARIABLES: Final = 100
+_MAX_WORD_CHARS: Final = 256
+_MAX_WORDS: Final = 100
+_MAX_TAG_CHARS: Final = 256
+_VARIABLE: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_ROLE_ARN: Final = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/?[\w+=,.@/-]+")
+_ROLE_NAME: Final = re.compile(r"[\w+=,.@-]{1,64}(/[\w+=,.@-]{1,64})*")
+#: Stands for the account where nobody has asked AWS for it.
+_SOME_ACCOUNT: Final = "000000000000"
+
+_ENTER: Final = ("sh", "-c", f'mkdir -p "${OUTPUT_DIR_VARIABLE}" && cd "$0" && exec "$@"')
+#: How many words of a container's entry point precede the job's own program.
+ENTER_WORDS: Final = len(_ENTER) + 1
+
+
+def training_job(plan: RunPlan, name: str, role_arn: str) -> dict[str, Any]:
+    """Return the request of CreateTrainingJob.
+
+    Args:
+        plan: of the run.
+        name: of the job.
+        role_arn: as `role_arn` makes it.
+    """
+    fields = read_fields(plan.options)
+    tags = [*fields.get("Tags", ()), *({"Key": key, "Value": tag_value(one)} for key, one in plan.labels.items())]
+    return {
+        **fields,
+        "TrainingJobName": name,
+        "RoleArn": role_arn,
+        "AlgorithmSpecification": _algorithm(plan, fields.get("AlgorithmSpecification", {})),
+        "Environment": environment(plan),
+        "Tags": tags,
+    }
+
+
+def _algorithm(plan: RunPlan, given: Mapping[str, Any]) -> dict[str, Any]:
+    made = {"TrainingInputMode": "File", **given, "TrainingImage": plan.resolved_image or plan.image or "(built)"}
+    if plan.command:
+        made["ContainerEntrypoint"] = [*_ENTER, plan.working_dir or ".", *plan.command]
+    if plan.args:
+        made["ContainerArguments"] = list(plan.args)
+    return made
+
+
+def environment(plan: RunPlan) -> dict[str, str]:
+    """Return the job's variables: those of `Environment` come before the launch's own, as in the reference."""
+    own = {**plan.options.get("env", {}), **plan.env, OUTPUT_DIR_VARIABLE: OUTPUT_DIR}
+    return with_default_variables({**own, **read_fields(plan.options).get("Environment", {})}, OUTPUT_DIR)
+
+
+def role_arn(role: str, account: str = _SOME_ACCOUNT, partition: str = "aws") -> str:
+    """Return a role's ARN: a short name is one of the account.
+
+    Raises:
+        SpecError: for a text that is neither.
+    """
+    if _ROLE_ARN.fullmatch(role):
+        return role
+    if not _ROLE_NAME.fullmatch(role):
+        raise SpecError(
+            f"resource_args.sagemaker.RoleArn is {role!r}: it must be a role's ARN, such as"
+            " 'arn:aws:iam::123456789012:role/sagemaker', or its name in the agent's account. Correct it."
+        )
+    return f"arn:{partition}:iam::{account}:role/{role}"
+
+
+# --- tags: a value may hold letters, digits, spaces and _.:/=+-@ ---
+
+
+def tag_value(label: str) -> str:
+    """Return a label's value as a tag may have it: what is not allowed is written as `=` and two digits."""
+    return quote(label, safe=" :/+@").replace("%", "=")[:_MAX_TAG_CHARS]
+
+
+def label_value(tag: str) -> str:
+    """Return the label's value that a tag was made of."""
+    return unquote(tag.replace("%", "%25").replace("=", "%"))
+
+
+# --- what SageMaker cannot run ---
+
+
+def check_plan(plan: RunPlan) -> None:
+    """Refuse a plan that SageMaker cannot run.
+
+    Raises:
+        SpecError: with the value seen, the rule and the next step.
+        QueueError: when it has secrets, which its queue does not let AWS show.
+    """
+    if plan.is_agent_program:
+        raise SpecError(
+            "A program of prefect-launch's own, such as a sweep's scheduler, does not run on sagemaker: it needs the"
+            " agent's environment. Give the sweep a queue of the resource local-process."
+        )
+    fields = read_fields(plan.options)
+    for field in REQUIRED:
+        if field not in fields:
+            raise SpecError(
+                f"A training job needs resource_args.sagemaker.{field}, and neither the queue nor the item sets it."
+                " Set it in the queue's config ('prefect-launch queue edit')."
+            )
+    _check_image(plan, fields)
+    _check_words(plan)
+    _check_environment(plan)
+    check_shape(training_job(plan, plan.name, role_arn(fields["RoleArn"])))
+    output = str(fields["OutputDataConfig"].get("S3OutputPath", ""))
+    if not re.fullmatch(r"s3://[^/]+(/.*)?", output):
+        raise SpecError(
+            f"resource_args.sagemaker.OutputDataConfig.S3OutputPath is {output!r}: it must be a place in S3, such as"
+            " 's3://bucket/launch'. Correct it in the queue's config."
+        )
+
+
+def _check_image(plan: RunPlan, fields: Mapping[str, Any]) -> None:
+    algorithm = fields.get("AlgorithmSpecification", {})
+    for key in ("AlgorithmName", "ContainerEntrypoint", "ContainerArguments"):
+        if key in algorithm:
+            raise SpecError(
+                f"resource_args.sagemaker.AlgorithmSpecification.{key} says what a job runs, and an item brings that"
+                " itself: its image, entry point and arguments. Leave it out."
+            )
+    is_built = plan.build_request is not None or plan.built_code_dir is not None
+    if plan.code_dir is not None and not is_built:
+        raise SpecError(
+            f"The job has code, and its image is given ({plan.image!r}): SageMaker takes no code into an image that is"
+            " there. Leave out AlgorithmSpecification.TrainingImage and the job's base image, so that an image is"
+            " built of the code; or put the code into the image, and queue that."
+        )
+    if plan.image is None and not is_built:
+        raise SpecError("A training job needs an image. Name one (docker.docker_image), or queue a job with code.")
+    if plan.file_overrides:
+        raise SpecError(
+            f"overrides.files changes {', '.join(sorted(plan.file_overrides))} in the job's code, and on sagemaker the"
+            " code is in its image, which nothing is written into. Give the values as the job's config."
+        )
+
+
+def _check_words(plan: RunPlan) -> None:
+    entry, arguments = (*_ENTER, ".", *plan.command), plan.args
+    for word in (*entry, *arguments):
+        if len(word) > _MAX_WORD_CHARS or "\n" in word:
+            what = f"{len(word):,} characters" if len(word) > _MAX_WORD_CHARS else "several lines"
+            raise SpecError(
+                f"The command or an argument has {what} ({plan.mask.text(word[:60])!r} …); SageMaker takes one line of"
+                f" {_MAX_WORD_CHARS}. Put it into the job's config, or into a file of the code."
+            )
+    if max(len(entry), len(arguments)) > _MAX_WORDS:
+        raise SpecError(
+            f"The job has {len(plan.command)} words of a command and {len(arguments)} arguments; SageMaker takes"
+            f" {_MAX_WORDS - ENTER_WORDS} and {_MAX_WORDS}. Put them into the job's config."
+        )
+
+
+def _check_environment(plan: RunPlan) -> None:
+    made = environment(plan)
+    for name, value in made.items():
+        if not _VARIABLE.fullmatch(name) or len(name) > MAX_VARIABLE_CHARS:
+            raise SpecError(
+                f"The variable {name!r} cannot be set on SageMaker: a name has letters, digits and '_', and no digit"
+                " first. Rename it."
+            )
+        if len(value) > MAX_VARIABLE_CHARS:
+            raise SpecError(
+                f"The variable {name!r} has {len(value):,} characters; SageMaker takes {MAX_VARIABLE_CHARS}. Put it"
+                " into the job's config, or into a file of the code."
+            )
+    if len(made) > _MAX_VARIABLES:
+        raise SpecError(
+            f"The job has {len(made)} variables, of which its config and those of launch may be many; SageMaker takes"
+            f" {_MAX_VARIABLES}. Set fewer, or shorten the config."
+        )
+    shown = sorted(name for name, value in made.items() if plan.mask.text(value) != value)
+    shown += ["its arguments"] if any(plan.mask.text(word) != word for word in (*plan.command, *plan.args)) else []
+    if shown and not has_secrets_allowed(plan.options):
+        raise QueueError(
+            f"The job has secrets ({', '.join(shown)}), and whoever may describe training jobs in the AWS account can"
+            " read a job's environment and arguments. The queue's owner can allow it:"
+            " resource_args.sagemaker.secrets = true. Or let the job read them from AWS Secrets Manager by its role."
+        )
