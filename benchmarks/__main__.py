@@ -12,8 +12,8 @@ from benchmarks.figures import Figure, print_table
 from benchmarks.place import Place, open_place
 
 NAMES = (
-    *("imports", "start", "dispatch", "throughput", "agents", "cancel", "restart", "memory", "enqueue", "builds"),
-    *("sweep", "metrics", "usage", "clusters"),
+    *("imports", "start", "dispatch", "throughput", "cost", "agents", "cancel", "restart", "memory", "enqueue"),
+    *("builds", "sweep", "metrics", "usage", "clusters"),
 )
 #: What `clusters` consists of; each can be measured by itself.
 CLUSTERS = tuple(f"clusters-{name}" for name in ("memory", "kubernetes", "slurm", "ray", "prefect"))

@@ -51,8 +51,8 @@ def _measure(place: Place, queue: str, front: str, items: int, *, in_flow: bool)
     place.api.run_queue(queue).delete()
     floor, name = median(floors), f"create + start, median of {len(floors)}"
     return [
-        Figure(f"dispatch, {front}, p50", median(waits), "ms", floor, name, at_most_over(floor, 250, "ms")),
-        Figure(f"dispatch, {front}, p99", percentile(waits, 0.99), "ms", floor, name, at_most_over(floor, 750, "ms")),
+        Figure(f"dispatch, {front}, p50", median(waits), "ms", floor, name, at_most_over(floor, 100, "ms")),
+        Figure(f"dispatch, {front}, p99", percentile(waits, 0.99), "ms", floor, name, at_most_over(floor, 400, "ms")),
     ]
 
 

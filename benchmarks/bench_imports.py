@@ -35,7 +35,7 @@ def measure(rounds: int = _ROUNDS) -> list[Figure]:
     floor_name = "python -c pass"
     return [
         Figure("import prefect_launch.inputs", inputs, "ms", nothing, floor_name, at_most_over(nothing, 50, "ms")),
-        Figure("prefect-launch --help", help_page, "ms", nothing, floor_name, Goal("≤ 500 ms", 500)),
+        Figure("prefect-launch --help", help_page, "ms", nothing, floor_name, Goal("≤ 200 ms", 200)),
     ]
 
 

@@ -51,7 +51,7 @@ def _containers(place: Place) -> Figure:
     rate = agents_rate(place, "throughput-containers", "local-container", specs, _CONTAINER_SLOTS)
     alone = mean([before, floor()])
     name = f"container items, {_CONTAINER_SLOTS} slots"
-    return Figure(name, rate, "items/s", alone, "engine alone, 1 or 2 at a time", at_least_times(alone, 0.85))
+    return Figure(name, rate, "items/s", alone, "engine alone, 1 or 2 at a time", at_least_times(alone, 0.95))
 
 
 def _processes(place: Place) -> Figure:
@@ -64,7 +64,7 @@ def _processes(place: Place) -> Figure:
     floors.append(bare_rate(place, "throughput-calls", specs))
     alone = mean(floors)
     name = f"process items, {PROCESS_SLOTS} slots"
-    return Figure(name, mean(rates), "items/s", alone, "the same calls, no job", at_least_times(alone, 0.8))
+    return Figure(name, mean(rates), "items/s", alone, "the same calls, no job", at_least_times(alone, 0.95))
 
 
 def instant_job(place: Place) -> str:

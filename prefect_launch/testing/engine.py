@@ -145,10 +145,12 @@ class InMemoryEngine(Engine):
         if one is not None and one.process is not None:
             one.process.kill(_number(signal))
 
-    async def ended(self, container_id: str) -> Container | None:
+    async def ended(self, container_id: str, *, runs: Callable[[], object] | None = None) -> Container | None:
         one = self.docker.containers.get(container_id)
         if one is None:
             return None
+        if runs is not None and not one.ended.is_set():
+            runs()
         await one.ended.wait()
         return one.about if container_id in self.docker.containers else None
 

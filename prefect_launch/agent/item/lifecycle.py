@@ -1,4 +1,4 @@
-"""Life of an item, from its claim to its final state: claim, plan, prepare, create, record, start, watch, finish.
+"""Life of an item, from its claim to its final state: claim, plan, prepare, create, start, watch, finish.
 
 The agent can die at each step; the step's "Crash:" line says what happens to the item then. The next agent finds a run
 by its labels, and the same attempt gives the same name, so nothing is lost and nothing starts twice
@@ -8,6 +8,7 @@ item is still this agent's. Devices, time limits, logs and outputs are hooks (`p
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -21,6 +22,7 @@ from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome
 from prefect_launch.agent.item.ownership import token_of
 from prefect_launch.agent.item.previous_attempts import stop_previous_attempts
 from prefect_launch.agent.item.running_items import RunningItem
+from prefect_launch.core.cancellation import ended
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import SubmitterError, UnreachableError
 from prefect_launch.queues.transitions import retry_until_available
@@ -47,7 +49,7 @@ class ItemLifecycle:
 
     async def run(self) -> Outcome:
         """Do the whole attempt; return how it ended. The item is in that state then."""
-        return await self._run(self._claim, self._plan, self._prepare, self._create, self._record, self._start)
+        return await self._run(self._claim, self._plan, self._prepare, self._create, self._start)
 
     async def _run(self, *steps: Callable[[], Awaitable[None]]) -> Outcome:
         """Take the steps that bring the item to run, then watch it to its end."""
@@ -136,23 +138,16 @@ class ItemLifecycle:
         await self._attempt.check_ours()
         self._running.handle = await self._attempt.runner.create(self._attempt.plan)
 
-    async def _record(self) -> None:
-        """Record on the server what the item runs in.
-
-        Crash: as after `_create`; the record is for people, the labels are the truth.
-        """
-        record = partial(self._server.record_infrastructure, self._item.id, self._attempt.handle)
-        await retry_until_available(f"record what {self._item.id} runs in", record)
-
     async def _start(self) -> None:
-        """Start the run, and move the item to Running.
+        """Start the run, record on the server what it is, and move the item to Running.
 
-        Crash: a run whose item is still Pending is started again, which does nothing to one that runs, and moved.
+        Crash: a run whose item is still Pending is started again, which does nothing to one that runs, recorded and
+        moved.
         """
         attempt, handle = self._attempt, self._attempt.handle
         image = await attempt.retry_until_reachable(lambda: attempt.runner.image_of(handle))
         attempt.record(image=image)
-        await self._start_run()
+        await self._record_and_start()
         resource = self._context.resource_of(attempt.runner)
         self._context.runner_health.mark_up(attempt.part, self._running.queue)
         await until_running(attempt)
@@ -165,7 +160,7 @@ class ItemLifecycle:
 
     async def _start_again(self) -> None:
         """Start a run that an earlier agent has created; its item is still Pending."""
-        await self._start_run()
+        await self._record_and_start()
         await until_running(self._attempt)
         await self._attempt.transition(ItemState.RUNNING, f"Found again by {self._context.config.name}.")
 
@@ -204,11 +199,29 @@ class ItemLifecycle:
                 end = end.model_copy(update={"stopped": False})
         outcome = (decided[0] if decided else outcome_of_exit(end)).with_notes(attempt.warnings)
         outcome = outcome.with_usage(attempt.totals)
-        ended = await self._cleanup.end(outcome, StateType.RUNNING)
+        become = await self._cleanup.end(outcome, StateType.RUNNING)
         await self._cleanup.remove(end)
-        return ended
+        return become
 
     # --- details ---
+
+    async def _record_and_start(self) -> None:
+        """Start what was created, and record on the server what it is: one beside the other on this machine.
+
+        The record is for people there, the labels are the truth. Elsewhere a run may be found by its record alone.
+        """
+        record = asyncio.ensure_future(self._record())
+        try:
+            if not self._attempt.runner.uses_this_machine:
+                await record
+            await self._start_run()
+            await record
+        finally:
+            await ended(record)
+
+    async def _record(self) -> None:
+        record = partial(self._server.record_infrastructure, self._item.id, self._attempt.handle)
+        await retry_until_available(f"record what {self._item.id} runs in", record)
 
     async def _start_run(self) -> None:
         """Start what was created. Each try checks first that the item is still ours: its resource may be away long."""

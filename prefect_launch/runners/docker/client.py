@@ -487,7 +487,7 @@ class DockerEngine(Engine):
 
         await self._call(kill)
 
-    async def ended(self, container_id: str) -> Container | None:
+    async def ended(self, container_id: str, *, runs: Callable[[], object] | None = None) -> Container | None:
         with self._events.waiter(container_id) as news:
             while True:
                 pause = None
@@ -506,6 +506,9 @@ class DockerEngine(Engine):
                                 while not news.oom:
                                     await news.wait(None)
                         return container.model_copy(update={"oom_killed": container.oom_killed or news.oom})
+                    if runs is not None:
+                        runs()
+                        runs = None
                 await news.wait(pause)
 
     async def usage(self, container_id: str) -> Usage | None:

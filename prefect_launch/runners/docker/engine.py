@@ -8,7 +8,7 @@ or plans.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, BinaryIO, NamedTuple
 
@@ -182,9 +182,13 @@ class Engine(ABC):
         """Send a signal to a container's process; nothing when it is not running."""
 
     @abstractmethod
-    async def ended(self, container_id: str) -> Container | None:
+    async def ended(self, container_id: str, *, runs: Callable[[], object] | None = None) -> Container | None:
         """Wait until a container has ended, and return it; None when it was removed. Outages of the engine are waited
-        through."""
+        through.
+
+        Args:
+            runs: is called once when the container has not ended yet.
+        """
 
     @abstractmethod
     async def usage(self, container_id: str) -> Usage | None:

@@ -109,16 +109,19 @@ class LogCopier:
         self._thread = threading.Thread(target=self._run, name=f"log-{container_id[:12]}", daemon=True)
 
     def start(self) -> None:
-        """Begin to copy."""
+        """Begin to copy, while the container runs."""
         self._thread.start()
 
     def finish(self, silence_seconds: float) -> None:
-        """Copy what is left of a container that has ended; blocks until its log is whole.
+        """Copy what is left of a container that has ended, all of it when `start` was not called; blocks until its log
+        is whole.
 
         Args:
             silence_seconds: a stream that stays open for so long with nothing new is cut off; the rest is read at once.
         """
         self._ended.set()
+        if not self._has_begun:
+            self._thread.start()
         copied = self._copied
         while not self._done.wait(silence_seconds):
             if copied == self._copied:
@@ -130,8 +133,13 @@ class LogCopier:
         self._closed.set()
         self._ended.set()
         self._cut_off()
-        # An engine that hangs may keep the thread for longer; it writes nothing more once it comes back.
-        self._thread.join(_CLOSE_SECONDS)
+        if self._has_begun:
+            # An engine that hangs may keep the thread for longer; it writes nothing more once it comes back.
+            self._thread.join(_CLOSE_SECONDS)
+
+    @property
+    def _has_begun(self) -> bool:
+        return self._thread.ident is not None
 
     def _run(self) -> None:
         try:

@@ -302,13 +302,14 @@ class LocalContainerRunner(Runner):
         await self._engine.start(handle)
 
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
-        container = await self._engine.container(handle)
-        if container is not None and container.waits_for_start and await _was_stopped(plan.run_dir):
-            return ExitStatus(exit_code=None, stopped=True, error=NEVER_STARTED)
+        if await _was_stopped(plan.run_dir):
+            container = await self._engine.container(handle)
+            if container is not None and container.waits_for_start:
+                return ExitStatus(exit_code=None, stopped=True, error=NEVER_STARTED)
         copier = LogCopier(self._engine, handle, plan.log_path)
-        copier.start()
         try:
-            container = await self._engine.ended(handle)
+            # The log of one that has ended already is read once, by `finish`.
+            container = await self._engine.ended(handle, runs=copier.start)
             ended()
             await anyio.to_thread.run_sync(copier.finish, _LOG_END_SECONDS)
         finally:

@@ -133,6 +133,7 @@ async def _live(bench: Bench, dies_at: str | None) -> _Life:
     found = await bench.read(item.id)
     assert (found.state_type, found.run_count) == (StateType.COMPLETED, 1), dies_at
     assert bench.machine.started == [f"launch-{item.id}-1"], dies_at
+    assert found.infrastructure_pid == f"launch-{item.id}-1", dies_at
     assert await bench.log(item) == "one\ntwo", dies_at
     assert bench.machine.runs == {}, dies_at
     return life

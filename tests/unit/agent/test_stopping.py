@@ -9,7 +9,7 @@ import pytest
 
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import InfrastructureError
-from prefect_launch.runners.base import Phase
+from prefect_launch.runners.base import Phase, RunPlan
 from prefect_launch.testing import InMemoryRunner, Script
 from tests.support.bench import RESOURCE, Bench
 
@@ -83,20 +83,21 @@ async def test_cancelled_item_is_seen_to_be_gone_before_it_is_cancelled(bench: B
     assert left == []
 
 
-async def test_item_that_is_cancelled_before_its_start_says_that_nothing_is_left(bench: Bench) -> None:
+async def test_item_that_is_cancelled_before_its_start_says_that_nothing_is_left(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (item,) = await bench.add()
+    create = InMemoryRunner.create
 
-    async def cancel(method: str) -> None:
-        if method == "record_infrastructure":
-            await bench.move(item, ItemState.CANCELLING)
+    async def cancelled(runner: InMemoryRunner, plan: RunPlan) -> str:
+        handle = await create(runner, plan)
+        await bench.move(item, ItemState.CANCELLING)
+        running_item = agent.running_items.find(str(item.id))
+        assert running_item is not None
+        running_item.stop.set()
+        return handle
 
-    async def tell(method: str) -> None:
-        if method == "record_infrastructure":
-            running_item = agent.running_items.find(str(item.id))
-            assert running_item is not None
-            running_item.stop.set()
-
-    bench.server.before_call, bench.server.after_call = cancel, tell
+    monkeypatch.setattr(InMemoryRunner, "create", cancelled)
     agent = bench.agent()
     await agent.loop(until_empty=True)
     found = await bench.read(item.id)
