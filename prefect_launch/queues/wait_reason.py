@@ -29,6 +29,8 @@ from prefect_launch.server.values import JOB_FLOW, PAGE, Item, ItemFilter, Prior
 from prefect_launch.spec.item_parameters import author_of, is_scheduler
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from prefect_launch.queues.session import Session
 
 
@@ -436,6 +438,8 @@ def seconds_until_start(*, ahead: int, running: Sequence[float], slots: int | No
 
 #: A forecast is made from so many past runs, the latest.
 PAST_RUNS: Final = 20
+#: Of so many items in a line it is read whether they are held.
+_LOOKED_AT: Final = 50
 
 
 async def why_waiting(session: Session, item: Item) -> WaitReason | None:
@@ -525,6 +529,20 @@ async def read_past(server: Server, queue: str, tags: tuple[str, ...]) -> Past |
     return None
 
 
+async def _count_ahead(server: Server, item: Item, **line: Unpack[ItemFilter]) -> int:
+    """Count what waits in a line, with the item; of a short line, without what predecessors or sweeps hold."""
+    line["state_types"] = [StateType.SCHEDULED]
+    count = await server.count_items(**line)
+    if not 0 < count <= _LOOKED_AT:
+        return count
+    others = [one for one in await server.list_items(**line, limit=_LOOKED_AT) if one.id != item.id]
+    held = {one for one, found in (await read_predecessors(server, others)).items() if found.waits_for}
+    for sweep in {found for one in others if (found := sweep_of(one)) is not None}:
+        if (await read_sweep_status(server, sweep)).held:
+            held |= {one.id for one in others if sweep_of(one) == sweep}
+    return count - len(held)
+
+
 async def _read_place(
     server: Server, queue: QueueFacts, item: Item, past: Past | None, *, is_there: bool = True
 ) -> WaitFacts:
@@ -534,11 +552,8 @@ async def _read_place(
     waiting = [StateType.SCHEDULED]
     in_all, own, *urgent = await asyncio.gather(
         server.count_items(pool=queue.queue, state_types=waiting),
-        server.count_items(pool=queue.queue, queue=item.work_queue_name, state_types=waiting, due_before=due),
-        *(
-            server.count_items(pool=queue.queue, queue=name, state_types=waiting, due_before=max(due, queue.now))
-            for name in above
-        ),
+        _count_ahead(server, item, pool=queue.queue, queue=item.work_queue_name, due_before=due),
+        *(_count_ahead(server, item, pool=queue.queue, queue=name, due_before=max(due, queue.now)) for name in above),
     )
     ahead_of_author = 0
     if queue.per_author is not None and (author := author_of(item)):

@@ -40,6 +40,21 @@ async def test_waiting_items_of_a_paused_sweep_are_passed_over_and_start_when_it
             await bench.until(item, StateType.COMPLETED)
 
 
+async def test_what_is_held_counts_in_no_place_in_line(bench: Bench) -> None:
+    sweep = await running_sweep(bench)
+    await bench.server.propose(sweep.id, PAUSED)
+    first, *_ = await bench.add(count=2)
+    await bench.add(count=2, sweep_id=str(sweep.id))
+    await bench.add(after=[str(first.id)])
+    (last,) = await bench.add()
+
+    async with bench.api.open() as session:
+        waiting = await why_waiting(session, last)
+
+    assert waiting is not None
+    assert waiting.position == "3rd of 6"
+
+
 async def test_item_of_a_crashed_sweep_waits_for_the_sweep_to_be_resumed_or_stopped(bench: Bench) -> None:
     sweep = await running_sweep(bench)
     await bench.move(sweep, ItemState.CRASHED)
