@@ -13,7 +13,7 @@ from benchmarks.place import Place, open_place
 
 NAMES = (
     *("imports", "start", "dispatch", "throughput", "cost", "agents", "cancel", "restart", "memory", "enqueue"),
-    *("builds", "sweep", "metrics", "usage", "clusters"),
+    *("builds", "sweep", "metrics", "usage", "depth", "clusters"),
 )
 #: What `clusters` consists of; each can be measured by itself.
 CLUSTERS = tuple(f"clusters-{name}" for name in ("memory", "kubernetes", "slurm", "ray", "prefect"))
@@ -31,13 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help=f"what to measure: {', '.join(NAMES)}; by default all; one part of clusters: {', '.join(CLUSTERS)}",
     )
     parser.add_argument("--quick", action="store_true", help="a few rounds, to see that the benchmarks work")
+    parser.add_argument(
+        "--deepest", type=int, default=10_000, metavar="N", help="how many items wait at most in `depth`"
+    )
     given = parser.parse_args(arguments)
     unknown = sorted(set(given.names) - {*NAMES, *CLUSTERS})
     if unknown:
         parser.error(f"unknown benchmark {unknown[0]!r}; there are {', '.join(NAMES)}")
     print(machine(), flush=True)
     figures: list[Figure] = []
-    with open_place(quick=given.quick) as place:
+    with open_place(quick=given.quick, deepest=given.deepest) as place:
         for name in _parts(given.names or NAMES, quick=given.quick):
             print(f"measuring {name} …", flush=True)
             measured = _measure(name, place)

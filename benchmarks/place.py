@@ -37,11 +37,13 @@ class Place:
     Attributes:
         folder: for what they write.
         quick: few rounds, to see that they work; such figures mean nothing.
+        deepest: how many items wait at most in a deep queue.
     """
 
-    def __init__(self, folder: Path, stack: ExitStack, *, quick: bool) -> None:
+    def __init__(self, folder: Path, stack: ExitStack, *, quick: bool, deepest: int) -> None:
         self.folder = folder
         self.quick = quick
+        self.deepest = deepest
         self._stack = stack
 
     def rounds(self, count: int) -> int:
@@ -56,6 +58,12 @@ class Place:
     def few(self, count: int) -> int:
         """Return how many things to measure at: `count`, or two when it is to be quick."""
         return 2 if self.quick else count
+
+    @property
+    def depths(self) -> list[int]:
+        """How many items wait, at each depth of a queue: powers of ten from 100 on, or two when it is to be quick."""
+        powers = [10**power for power in range(2, 7) if 10**power < self.deepest]
+        return [10, 250] if self.quick else [*powers, self.deepest]
 
     @cached_property
     def server(self) -> PrefectServerProcess:
@@ -130,7 +138,7 @@ class Place:
 
 
 @contextmanager
-def open_place(*, quick: bool) -> Iterator[Place]:
+def open_place(*, quick: bool, deepest: int = 10_000) -> Iterator[Place]:
     """Make the place, in an environment that knows no other Prefect server; clear it away at the end."""
     folder = Path(tempfile.mkdtemp(prefix="launch-bench-"))
     for name in [name for name in os.environ if name.startswith("PREFECT_")]:
@@ -140,6 +148,6 @@ def open_place(*, quick: bool) -> Iterator[Place]:
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
     try:
         with ExitStack() as stack:
-            yield Place(folder, stack, quick=quick)
+            yield Place(folder, stack, quick=quick, deepest=deepest)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -7,7 +7,7 @@ what is found.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -68,6 +68,7 @@ async def check_agent(
         What was found, also what is well. What fails is a finding, and raises nothing.
     """
     checks: list[Check] = []
+    clouds = Clouds(config.clouds)
 
     def add(where: str, *findings: Finding) -> None:
         checks.extend(Check(where=where, finding=finding) for finding in findings)
@@ -78,18 +79,19 @@ async def check_agent(
             if not config.queues:
                 add("queues", _bad("queues", "The agent has no queue: name some with -q QUEUE, or in its config file."))
             for queue in config.queues:
-                add(f"queue {queue}", *await _queue(session, queue, config, runners or {}))
+                add(f"queue {queue}", *await _queue(session, queue, config, clouds, runners or {}))
     except LaunchError as error:
         add("server", _bad("reachable", str(error)))
     add("home", *await anyio.to_thread.run_sync(_home, config.home))
     missing = open_files_missing(config)
     enough = f"enough for {counted(config.max_jobs, 'job')}"
     add("machine", _bad("open files", missing) if missing else _good("open files", enough))
+    add("clouds", *await _clouds(clouds))
     if config.builder.builds_in_cluster:
         add("builder", *await _builder(config))
     if config.builder.destination is not None:
         where = config.builder.destination
-        add("registry", await _registry(registry or RemoteRegistries(config.keychain, pauses=()), where))
+        add("registry", await _registry(registry or RemoteRegistries(config.keychain(clouds), pauses=()), where))
     return checks
 
 
@@ -111,7 +113,9 @@ async def _server(session: Session) -> list[Finding]:
     return found
 
 
-async def _queue(session: Session, name: str, config: AgentConfig, runners: Mapping[str, Runner]) -> list[Finding]:
+async def _queue(
+    session: Session, name: str, config: AgentConfig, clouds: Clouds, runners: Mapping[str, Runner]
+) -> list[Finding]:
     """Look at a queue, and at the resource that it names."""
     try:
         pool = await session.pool(name)
@@ -122,7 +126,7 @@ async def _queue(session: Session, name: str, config: AgentConfig, runners: Mapp
     if not pool.is_paused:
         found = [_good("queue", f"resource {queue.resource}")]
     try:
-        runner = runners.get(queue.resource) or make_runner(queue.resource, config.home, clouds=Clouds(config.clouds))
+        runner = runners.get(queue.resource) or make_runner(queue.resource, config.home, clouds=clouds)
     except LaunchError as error:
         return [*found, _bad(queue.resource, str(error))]
     runner.agent = config.name
@@ -138,6 +142,25 @@ async def _queue(session: Session, name: str, config: AgentConfig, runners: Mapp
         if queue.resource not in runners:
             await runner.aclose()
     return [*found, *findings]
+
+
+async def _clouds(clouds: Clouds) -> list[Finding]:
+    """Look who the agent is in each cloud that its config has settings of."""
+    ask = {
+        "AWS": (clouds.settings.aws, lambda: clouds.aws.identity()),
+        "Google Cloud": (clouds.settings.gcp, lambda: clouds.gcp.identity()),
+    }
+    return [await _cloud(name, who) for name, (settings, who) in ask.items() if settings != type(settings)()]
+
+
+async def _cloud(name: str, who: Callable[[], Awaitable[str]]) -> Finding:
+    try:
+        with anyio.fail_after(_ANSWER_SECONDS):
+            return _good(name, f"as {await who()}")
+    except TimeoutError:
+        return _bad(name, f"{name} has not answered within {_ANSWER_SECONDS:g} s. Look at the network.")
+    except LaunchError as error:
+        return _bad(name, str(error))
 
 
 async def _builder(config: AgentConfig) -> list[Finding]:

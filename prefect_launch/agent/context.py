@@ -79,7 +79,7 @@ class AgentContext:
 
     def __post_init__(self) -> None:
         self.clouds = Clouds(self.config.clouds)
-        self.registry = RemoteRegistries(self.config.keychain)
+        self.registry = RemoteRegistries(self.config.keychain(self.clouds))
         self.devices = DeviceAllocator(self.config, self.session, self.runner, self.gpu_probe)
         self.runner_health = RunnerHealth(self.session, self.runner)
         self.sweeps = SweepStatuses(self.session.server)

@@ -59,7 +59,7 @@ def machine_registries() -> Registry:
     from prefect_launch.registries.client import RemoteRegistries
     from prefect_launch.settings.agent_config import resolve_agent_config
 
-    return RemoteRegistries(resolve_agent_config().keychain, pauses=())
+    return RemoteRegistries(resolve_agent_config().keychain(), pauses=())
 
 
 def _from_environment(*names: str) -> str:

@@ -149,7 +149,7 @@ def _repository(spec: LaunchSpec, config: AgentConfig) -> str:
 async def _built(session: Session, spec: LaunchSpec, job: Job, config: AgentConfig, repository: str) -> RunPlan:
     """Return a plan with the image, by its digest in the repository, and the command in it."""
     settings = config.builder.pushing_to(repository)
-    images = ImageBuilder(settings, config.home, "a call of launch_add", RemoteRegistries(config.keychain))
+    images = ImageBuilder(settings, config.home, "a call of launch_add", RemoteRegistries(config.keychain()))
     try:
         async with temporary_folder_async("launch-build-") as folder:
             code = folder / "code"

@@ -154,7 +154,7 @@ class AwsAccount:
             return session
         source = await session.get_credentials()
         if source is None:
-            raise NoIdentityError(_nobody(f"and only somebody can assume the role {role!r}"))
+            raise AgentConfigError(_nobody(f"and only somebody can assume the role {role!r}"))
         given = {} if self.settings.role_arn else block.get("assume_role_kwargs") or {}
         assuming = self._new_session(block)
         assuming.register_component("credential_provider", _Provider(_assumed(session, source, role, given, region)))

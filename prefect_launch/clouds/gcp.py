@@ -135,7 +135,9 @@ def _token_of(settings: GcpSettings, block: dict[str, Any]) -> _Token:
         found = source if settings.service_account is None else _impersonated(source, settings.service_account)
         found.refresh(partial(Request(), timeout=_REQUEST_SECONDS))
     except exceptions.DefaultCredentialsError as error:
-        raise NoIdentityError(
+        # Only somebody can impersonate: to go on without an identity is not what the config asks for.
+        kind = AgentConfigError if settings.service_account else NoIdentityError
+        raise kind(
             f"This machine is nobody at Google Cloud ({clause(error)}). Set clouds.gcp in the agent's config (a"
             " GcpCredentials block), or run 'gcloud auth application-default login'."
         ) from error
@@ -144,6 +146,11 @@ def _token_of(settings: GcpSettings, block: dict[str, Any]) -> _Token:
         if isinstance(error, exceptions.TransportError) or error.retryable:
             raise UnreachableError(
                 f"Google gives no access token: {said}. Look at the network, and try later."
+            ) from error
+        if settings.service_account and "Unable to acquire impersonated" in said:
+            raise AgentConfigError(
+                f"Google does not let the agent be {settings.service_account!r}: {said}. Give its own identity the role"
+                " roles/iam.serviceAccountTokenCreator on that service account."
             ) from error
         raise AgentConfigError(f"Google refuses the agent's identity: {said}. {_NEXT_STEP}.") from error
     who = settings.service_account or getattr(found, "service_account_email", None) or getattr(found, "account", None)

@@ -315,7 +315,8 @@ async def _attempt(
 ) -> RunnerRun:
     chosen, plan = await _plan(session, spec, job, str(flow_run_id), number)
     config = resolve_agent_config()
-    runner = make_runner(chosen, default_home(), RemoteRegistries(config.keychain), Clouds(config.clouds))
+    clouds = Clouds(config.clouds)
+    runner = make_runner(chosen, default_home(), RemoteRegistries(config.keychain(clouds)), clouds)
     followed = FollowedRun.here()
     try:
         work = _result(_prepare(session, flow_run_id, runner, plan, spec.registry.uri, return_state=True))

@@ -31,7 +31,7 @@ from prefect_launch.policy.template import (
 )
 from prefect_launch.runners.base import Runner
 from prefect_launch.runners.registry import runner_class
-from prefect_launch.spec.option_names import normalise_options
+from prefect_launch.spec.option_names import normalise_options, resource_name
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def make_config(options: QueueOptions) -> QueueConfig:
         QueueError: for a template variable, a mode, a limit, a `pin`, an output limit, the name of a secret or a
             `fail_impossible_after`, and for a share of an author, that is not right.
     """
-    resource = options.type
+    resource = resource_name(options.type)
     runner = runner_class(resource)
     docker, limits, outputs, given = _split(options.config)
     resource_args = _options_of(resource, given)
@@ -180,7 +180,7 @@ def _duration(name: str, value: float | str | None) -> float | None:
 def _options_of(resource: str, config: Mapping[str, Any]) -> dict[str, Any]:
     options = _mapping(config)
     if set(config) == {"resource_args"}:
-        options = _mapping(config["resource_args"])
+        options = {resource_name(name): one for name, one in _mapping(config["resource_args"]).items()}
         if set(options) - {resource}:
             raise QueueError(f"The queue's resource is {resource!r}, but its config is for {', '.join(options)}.")
         options = _mapping(options.get(resource, {}))

@@ -1,7 +1,8 @@
-"""Cloud registries, and credentials for them by this machine's own identity in that cloud.
+"""Cloud registries, and credentials for them by the agent's identity in that cloud.
 
-Each cloud needs its own client, which is an extra of this package (`prefect-launch[ecr]`, `[gar]`, `[acr]`). The client
-is imported when a registry of that cloud is first used, and finds the identity in its usual places.
+The identity at AWS and at Google is that of `clouds` in the agent's config; at Azure, what Azure's client finds on the
+machine. Each cloud needs its own client, which is an extra of this package (`prefect-launch[ecr]`, `[gar]`, `[acr]`)
+and is imported when a registry of that cloud is first used.
 """
 
 from __future__ import annotations
@@ -9,110 +10,111 @@ from __future__ import annotations
 import base64
 import importlib.util
 import re
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
 
 import anyio
 import httpx
 from prefect.logging import get_logger
 
-from prefect_launch.errors import RegistryError, clause
+from prefect_launch.clouds.accounts import Clouds
+from prefect_launch.clouds.aws import aws_errors
+from prefect_launch.errors import LaunchError, NoIdentityError, RegistryError, clause
 from prefect_launch.registries.base import Credentials
 
 _logger = get_logger("launch.registries")
 
+#: What a cloud may take to answer, with all tries of its client.
+_ANSWER_SECONDS: Final = 60.0
 _GOOGLE_USER: Final = "oauth2accesstoken"
-_GOOGLE_SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
 #: The user that Azure's registries expect with a token.
 _AZURE_USER: Final = "00000000-0000-0000-0000-000000000000"
 _AZURE_SCOPE: Final = "https://management.azure.com/.default"
 _AZURE_SECONDS: Final = 15.0
+#: Begins the codes of Azure's refusals.
+_AZURE_REFUSAL: Final = "AADSTS"
 _ECR: Final = re.compile(r"[0-9]{12}\.dkr\.ecr(-fips)?\.[a-z0-9-]+\.amazonaws\.com(\.cn)?\Z")
 _GAR: Final = re.compile(r"([a-z0-9-]+-docker\.pkg\.dev|([a-z]+\.)?gcr\.io)\Z")
 _ACR: Final = re.compile(r"[a-z0-9-]+\.azurecr\.(io|cn|us)\Z")
 
 
-def ecr_credentials(host: str) -> Credentials | None:
-    """Return credentials for an Amazon ECR registry, good for 12 hours; None when this machine has no AWS identity.
+async def ecr_credentials(host: str, clouds: Clouds) -> Credentials:
+    """Return credentials for an Amazon ECR registry, good for 12 hours.
 
     Raises:
-        RegistryError: when AWS refuses to give them.
+        LaunchError: when AWS refuses to give them.
     """
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-
-    account, _, _, region = host.split(".")[:4]
+    region = host.split(".")[3]
+    async with clouds.aws.client("ecr", region=region) as ecr:
+        with aws_errors(f"credentials for the registry {host!r} (ecr:GetAuthorizationToken)"):
+            answer = await ecr.get_authorization_token()
     try:
-        client = boto3.client("ecr", region_name=region)
-        answer = client.get_authorization_token(registryIds=[account])
-    except NoCredentialsError:
-        return None
-    except (BotoCoreError, ClientError) as error:
+        token = base64.b64decode(answer["authorizationData"][0]["authorizationToken"]).decode()
+    except (KeyError, IndexError, ValueError) as error:
         raise RegistryError(
-            f"AWS gives no credentials for the registry {host!r}: {clause(error)}. The identity of this machine needs"
-            " ecr:GetAuthorizationToken."
+            "What answers for AWS has no credentials in its answer. Look at the proxy of this machine, and at"
+            " AWS_ENDPOINT_URL."
         ) from error
-    user, _, password = base64.b64decode(answer["authorizationData"][0]["authorizationToken"]).decode().partition(":")
+    user, _, password = token.partition(":")
     return Credentials(user, password)
 
 
-def gar_credentials(host: str) -> Credentials | None:
-    """Return credentials for Google Artifact Registry, good for about an hour; None without a Google identity here.
+async def gar_credentials(host: str, clouds: Clouds) -> Credentials:
+    """Return credentials for Google Artifact Registry.
 
     Raises:
-        RegistryError: when Google refuses to give them.
+        LaunchError: when Google refuses to give them.
     """
-    import google.auth
-    import google.auth.transport.requests
-    from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
-
-    try:
-        identity: Any = google.auth.default(scopes=[_GOOGLE_SCOPE])[0]
-        request: Any = google.auth.transport.requests.Request
-        identity.refresh(request())
-    except DefaultCredentialsError:
-        return None
-    except GoogleAuthError as error:
-        raise RegistryError(
-            f"Google gives no credentials for the registry {host!r}: {clause(error)}. Run 'gcloud auth"
-            " application-default login', or set GOOGLE_APPLICATION_CREDENTIALS."
-        ) from error
-    return Credentials(_GOOGLE_USER, str(identity.token))
+    return Credentials(_GOOGLE_USER, await clouds.gcp.token())
 
 
-def acr_credentials(host: str) -> Credentials | None:
+async def acr_credentials(host: str, clouds: Clouds) -> Credentials | None:
     """Return credentials for an Azure registry, good for about three hours; None without an Azure identity here.
 
     Raises:
-        RegistryError: when the registry does not take that identity.
+        RegistryError: when Azure, or the registry, does not take that identity.
     """
+    token = await anyio.to_thread.run_sync(_azure_token, host, abandon_on_cancel=True)
+    return None if token is None else await _exchange_azure_token(host, token)
+
+
+def _azure_token(host: str) -> str | None:
+    """Get Azure's own token; blocks."""
     from azure.core.exceptions import ClientAuthenticationError
     from azure.identity import DefaultAzureCredential
 
     try:
-        token = str(DefaultAzureCredential().get_token(_AZURE_SCOPE).token)
+        return str(DefaultAzureCredential().get_token(_AZURE_SCOPE).token)
     except ClientAuthenticationError as error:
-        # The client says the same of a missing identity and a wrong one. Some registries let anybody read.
+        refusal = next((line for line in error.message.splitlines() if _AZURE_REFUSAL in line), None)
+        if refusal is not None:
+            raise RegistryError(
+                f"Azure refuses this machine's identity: {clause(refusal)}. Correct AZURE_CLIENT_ID, AZURE_TENANT_ID"
+                " and AZURE_CLIENT_SECRET, or the machine's managed identity."
+            ) from error
+        # The client says the same of a missing identity and of one that does not answer. Some registries let anybody
+        # read.
         _logger.warning("This machine has no Azure identity for the registry %s: %s", host, error.message)
         return None
-    return exchange_azure_token(host, token)
 
 
-def exchange_azure_token(host: str, token: str) -> Credentials:
-    """Exchange Azure's own token for one that a registry takes as a password.
-
-    Raises:
-        RegistryError: when the registry does not take it.
-    """
+async def _exchange_azure_token(host: str, token: str) -> Credentials:
+    """Exchange Azure's own token for one that a registry takes as a password."""
     form = {"grant_type": "access_token", "service": host, "access_token": token}
     try:
-        answer = httpx.post(f"https://{host}/oauth2/exchange", data=form, timeout=_AZURE_SECONDS)
+        async with httpx.AsyncClient(timeout=_AZURE_SECONDS) as http:
+            answer = await http.post(f"https://{host}/oauth2/exchange", data=form)
+        if answer.status_code in (401, 403):
+            raise RegistryError(
+                f"The registry {host!r} does not take this machine's Azure identity (HTTP {answer.status_code}). It"
+                " needs the role AcrPull, and AcrPush to push."
+            )
         answer.raise_for_status()
         return Credentials(_AZURE_USER, str(answer.json()["refresh_token"]))
     except (httpx.HTTPError, ValueError, KeyError) as error:
         raise RegistryError(
-            f"The registry {host!r} does not take this machine's Azure identity ({error}). It needs the role AcrPull,"
-            " and AcrPush to push."
+            f"The registry {host!r} gives no credentials for this machine's Azure identity"
+            f" ({clause(error) or type(error).__name__}). Look at its address, and try later."
         ) from error
 
 
@@ -124,22 +126,37 @@ class Cloud(NamedTuple):
         hosts: pattern of the registries' addresses.
         extra: extra of prefect-launch that installs the cloud's client.
         client: package of the client.
-        get_credentials: gets credentials for one of the registries; blocks.
+        get_credentials: gets credentials for one of the registries.
     """
 
     title: str
     hosts: re.Pattern[str]
     extra: str
     client: str
-    get_credentials: Callable[[str], Credentials | None]
+    get_credentials: Callable[[str, Clouds], Awaitable[Credentials | None]]
 
-    async def credentials_for(self, host: str) -> Credentials | None:
-        """Return credentials for one of the registries, by this machine's identity; None when it has none.
+    async def credentials_for(self, host: str, clouds: Clouds) -> Credentials | None:
+        """Return credentials for one of the registries; None when this machine is nobody in the cloud.
+
+        Args:
+            host: of the registry.
+            clouds: who the agent is.
 
         Raises:
             RegistryError: when the cloud, or the registry, refuses to give them.
         """
-        return await anyio.to_thread.run_sync(self.get_credentials, host, abandon_on_cancel=True)
+        try:
+            with anyio.fail_after(_ANSWER_SECONDS):
+                return await self.get_credentials(host, clouds)
+        except NoIdentityError:
+            return None
+        except TimeoutError:
+            raise RegistryError(
+                f"There are no credentials for the registry {host!r}: the cloud has not answered within"
+                f" {_ANSWER_SECONDS:g} s. Look at the network, and at the proxy of this machine."
+            ) from None
+        except LaunchError as error:
+            raise RegistryError(f"There are no credentials for the registry {host!r}. {error}") from error
 
     @property
     def is_installed(self) -> bool:
@@ -151,7 +168,7 @@ class Cloud(NamedTuple):
 
 
 CLOUDS: Final = (
-    Cloud("Amazon ECR", _ECR, "ecr", "boto3", ecr_credentials),
+    Cloud("Amazon ECR", _ECR, "ecr", "aiobotocore", ecr_credentials),
     Cloud("Google Artifact Registry", _GAR, "gar", "google.auth", gar_credentials),
     Cloud("Azure Container Registry", _ACR, "acr", "azure.identity", acr_credentials),
 )

@@ -8,7 +8,7 @@ machine's Docker. In a config file:
 
 `credentials` is the name of a `DockerRegistryCredentials` block on the Prefect server. It is read by its type and name,
 which every server knows, so an agent needs no prefect-docker. The `docker` package reads `~/.docker/config.json` as
-Docker does (`DOCKER_CONFIG`, `auths`, `credHelpers`, `credsStore`). Credentials are kept for some minutes, in memory.
+Docker does (`DOCKER_CONFIG`, `auths`, `credHelpers`, `credsStore`). Credentials are kept for a minute, in memory.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Final
 import anyio
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from prefect_launch.clouds.accounts import Clouds
 from prefect_launch.errors import AgentConfigError, RegistryError, unknown_name
 from prefect_launch.registries.base import TOKEN_USER, Credentials, normal_host
 from prefect_launch.registries.clouds import cloud_of
@@ -84,8 +85,8 @@ def _settings(address: object, given: Any) -> RegistrySettings:
         ) from None
 
 
-#: Shorter than any cloud's token lives. A changed password is read after it.
-_KEEP_SECONDS: Final = 300.0
+#: A changed password is read after it. Far shorter than what is left of any cloud's token.
+_KEEP_SECONDS: Final = 60.0
 #: A credential helper that waits for input never ends.
 _HELPER_SECONDS: Final = 20.0
 
@@ -153,12 +154,23 @@ def _resolve(host: str) -> dict[str, Any]:
 
 
 class Keychain:
-    """Credentials for registries."""
+    """Credentials for registries.
+
+    Args:
+        settings: the operator's, by a registry's address.
+        clouds: who the agent is in the clouds.
+        read_block: reads the credentials for a registry from a block.
+    """
 
     def __init__(
-        self, settings: Mapping[str, RegistrySettings] | None = None, *, read_block: ReadCredentials = read_credentials
+        self,
+        settings: Mapping[str, RegistrySettings] | None = None,
+        clouds: Clouds | None = None,
+        *,
+        read_block: ReadCredentials = read_credentials,
     ) -> None:
         self._settings = dict(settings or {})
+        self._clouds = clouds or Clouds()
         self._read_block = read_block
         self._kept: dict[str, tuple[float, Credentials | None]] = {}
 
@@ -200,7 +212,7 @@ class Keychain:
         if cloud is None or not cloud.is_installed:
             return await read_docker_config(host)
         try:
-            return await cloud.credentials_for(host) or await read_docker_config(host)
+            return await cloud.credentials_for(host, self._clouds) or await read_docker_config(host)
         except RegistryError:
             logged_in = await read_docker_config(host)
             if logged_in is None:

@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from prefect_launch.builds.settings import BuilderSettings
+from prefect_launch.clouds.accounts import Clouds
 from prefect_launch.clouds.settings import CloudSettings
 from prefect_launch.core.names import ENTITY_VARIABLES, check_name, safe_name
 from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, OutputLimits, with_default_limits
@@ -282,14 +283,19 @@ class AgentConfig(BaseModel):
                 f"The agent's {info.field_name!r} must be none or a size; got {value!r}: {error}."
             ) from None
 
-    @property
-    def keychain(self) -> Keychain:
-        """Who to be at which registry: `registries`, and `builder.credentials` for that of `builder.destination`."""
+    def keychain(self, clouds: Clouds | None = None) -> Keychain:
+        """Return who to be at which registry: `registries`, and `builder.credentials` for that of the destination.
+
+        Args:
+            clouds: the accounts to share; default: new ones, of `clouds`.
+        """
+        clouds = clouds or Clouds(self.clouds)
         if not self.builder.destination or not self.builder.credentials:
-            return Keychain(self.registries)
+            return Keychain(self.registries, clouds)
         host = parse_reference(self.builder.destination).host
         known = self.registries.get(host, RegistrySettings())
-        return Keychain({**self.registries, host: known.model_copy(update={"credentials": self.builder.credentials})})
+        known = known.model_copy(update={"credentials": self.builder.credentials})
+        return Keychain({**self.registries, host: known}, clouds)
 
     @property
     def machine(self) -> MachineSettings:

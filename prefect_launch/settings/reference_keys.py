@@ -1,8 +1,7 @@
 """Translation of the keys `registry` and `environment` of the reference's agent config, where that is exact.
 
-Here, built images go to `builder.destination`, and the credentials for a registry of a cloud are this machine's own
-identity in that cloud; the registry's address names the region. So the two keys either add nothing, or ask for
-something that is not supported here, and then they are refused.
+Here, built images go to `builder.destination`, and `clouds` says who the agent is in a cloud. What the reference does
+not read either, such as keys in an `environment`, is refused.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from prefect_launch.clouds.settings import AwsSettings, GcpSettings
 from prefect_launch.errors import AgentConfigError, SpecError
 from prefect_launch.registries.base import parse_repository
 from prefect_launch.registries.clouds import CLOUDS, Cloud, cloud_of
@@ -17,6 +17,7 @@ from prefect_launch.registries.clouds import CLOUDS, Cloud, cloud_of
 _REGISTRY: Final = "registry"
 _ENVIRONMENT: Final = "environment"
 _LOCAL: Final = "local"
+_SETTINGS: Final = {"aws": AwsSettings.model_fields, "gcp": GcpSettings.model_fields}
 
 
 class _Kind(NamedTuple):
@@ -36,8 +37,8 @@ _KINDS: Final = tuple(
 def translated(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return an agent's settings without the reference's two keys.
 
-    `registry: {type: ecr, uri: REPOSITORY}` becomes `builder.destination`. `environment: {type: aws, region: REGION}`
-    is left out when the images go to that cloud, and region: the agent has its identity there by itself.
+    `registry: {type: ecr, uri: REPOSITORY}` becomes `builder.destination`, and `environment: {type: aws, region:
+    REGION}` becomes `clouds.aws.region`. That of Azure is left out: the agent has its identity there by itself.
 
     Raises:
         AgentConfigError: for what cannot be translated, with the next step.
@@ -55,8 +56,8 @@ def translated(settings: Mapping[str, Any]) -> dict[str, Any]:
             )
         builder = {**builder, "destination": repository}
         rest["builder"] = builder
-    if environment:
-        _check_environment(environment, str(builder.get("destination") or "") if isinstance(builder, Mapping) else "")
+    if environment and (clouds := _clouds(environment, rest.get("clouds") or {})):
+        rest["clouds"] = clouds
     return rest
 
 
@@ -99,33 +100,23 @@ def _repository(registry: Mapping[str, Any]) -> str:
     return repository
 
 
-def _check_environment(environment: Mapping[str, Any], destination: str) -> None:
-    kind = _kind(_ENVIRONMENT, environment)
+def _clouds(environment: Mapping[str, Any], given: Any) -> Any:
+    """Return the setting `clouds` with the region of the reference's environment."""
+    cloud = _kind(_ENVIRONMENT, environment).environment
     for key in environment.keys() - {"type", "region"}:
-        raise AgentConfigError(
-            f"The agent's environment.{key} ({environment[key]!r}) is not read. Give the agent's process that identity"
-            f" as the client of {kind.cloud.title} finds it, or name a block under 'registries', and leave it out."
-        )
-    host = destination.removeprefix("https://").partition("/")[0]
+        step = "Give the agent's process that identity as the cloud's own client finds it"
+        if cloud in _SETTINGS:
+            step = f"Say under clouds.{cloud} who the agent is ({', '.join(_SETTINGS[cloud])})"
+        raise AgentConfigError(f"The agent's environment.{key} is not read. {step}, and leave it out.")
     region = environment.get("region")
-    if cloud_of(host) is not kind.cloud:
+    if region is None or cloud not in _SETTINGS or not isinstance(given, Mapping):
+        return given
+    part = given.get(cloud) or {}
+    if not isinstance(part, Mapping):
+        return given
+    if part.get("region") not in (None, region):
         raise AgentConfigError(
-            f"The agent's environment ({environment['type']!r}) has no effect here: only a registry of"
-            f" {kind.cloud.title} that builder.destination names would ask for it, and that is {destination!r}. Leave"
-            " it out."
+            f"environment.region ({region!r}) and clouds.{cloud}.region ({part['region']!r}) name two regions. Keep"
+            f" clouds.{cloud}.region."
         )
-    if kind.environment != "azure" and region is not None and str(region) not in _region_of(host):
-        raise AgentConfigError(
-            f"The agent's environment.region ({region!r}) is not that of its registry {host!r}, which alone counts."
-            " Correct it, or leave it out."
-        )
-    if not kind.cloud.is_installed:
-        raise AgentConfigError(
-            f"The agent's environment ({environment['type']!r}) needs the client of {kind.cloud.title}. Run"
-            f" 'pip install prefect-launch[{kind.cloud.extra}]'."
-        )
-
-
-def _region_of(host: str) -> set[str]:
-    """Return the parts of an address that may be its region: `eu-west-1` of ECR's, `europe-west1` of Google's."""
-    return {*host.split("."), host.removesuffix("-docker.pkg.dev")}
+    return {**given, cloud: {**part, "region": region}}

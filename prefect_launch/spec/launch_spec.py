@@ -32,6 +32,7 @@ from prefect_launch.errors import LaunchError, SpecError, unknown_name
 from prefect_launch.spec.code_options import check_builder, check_inside, check_runtime
 from prefect_launch.spec.metric_pattern import MetricPattern
 from prefect_launch.spec.option import Option
+from prefect_launch.spec.option_names import resource_name
 from prefect_launch.spec.scheduling import RETRIES_FORM, Priority, Retries
 
 #: A field of a frozen value that holds a time limit.
@@ -291,7 +292,12 @@ class LaunchSpec(_Part):
                 f"Invalid resource_args: {name!r} is {value[name]!r}, and must be a resource with its options. Put"
                 f" options below the name of the resource that they are for: {{{resource!r}: {option!r}}}."
             )
-        return value
+        return {resource_name(str(name)): one for name, one in value.items()} if isinstance(value, Mapping) else value
+
+    @field_validator("resource")
+    @classmethod
+    def _read_resource(cls, value: str | None) -> str | None:
+        return None if value is None else resource_name(value)
 
     @model_validator(mode="before")
     @classmethod

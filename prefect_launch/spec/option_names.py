@@ -28,6 +28,14 @@ SHORT_NAMES = {
 
 ENV: Final = "env"
 
+#: Other names of resources, as the reference has them.
+_RESOURCES: Final = {"gcp-vertex": "vertex"}
+
+
+def resource_name(name: str) -> str:
+    """Return the one name of a resource: `"gcp-vertex"` is `"vertex"`."""
+    return _RESOURCES.get(name, name)
+
 
 def normalise_option(name: object) -> str:
     """Return the normal name of an option: `"--Shm_Size"` is `"shm-size"`, `"m"` is `"memory"`.

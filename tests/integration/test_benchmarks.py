@@ -39,7 +39,7 @@ def rows(shown: str) -> list[str]:
 
 
 def test_benchmarks_print_a_row_for_each_figure(bench: Bench) -> None:
-    shown = bench("imports", "start", "enqueue", "sweep", "metrics", "clusters")
+    shown = bench("imports", "start", "enqueue", "sweep", "metrics", "depth", "clusters")
 
     found = rows(shown)
     assert found[:2] == ["import prefect_launch.inputs", "prefect-launch --help"]
@@ -47,6 +47,7 @@ def test_benchmarks_print_a_row_for_each_figure(bench: Bench) -> None:
     assert {"launch_add, one caller", "launch_add_many, 20 items"} <= set(found)
     assert {"trial's end → next start, median of 2", "scheduler's CPU time a trial"} <= set(found)
     assert "agent's CPU time, 100 lines of metrics" in found
+    assert {"launch_add, SQLite, 250 waiting: CPU", "claim, SQLite, 250 waiting: CPU"} <= set(found)
     assert {"start in a cluster, queued → started", "restart, 2 jobs in a cluster found again"} <= set(found)
     assert "cores" in shown
 

@@ -83,6 +83,7 @@ class PrefectServerProcess:
         self.api_url = f"{self.ui_url}/api"
         self.log = home / "server.log"
         self._python = python
+        self.database_url = database_url
         self._settings = {
             **({"PREFECT_API_DATABASE_CONNECTION_URL": database_url} if database_url else {}),
             **(settings or {}),

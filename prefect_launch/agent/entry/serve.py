@@ -38,7 +38,7 @@ from prefect_launch.errors import AgentConfigError, ServerUnavailableError
 from prefect_launch.queues.agent_status import TAG, drain_scheduled_runs, release_scheduled_runs
 from prefect_launch.queues.presence import Holder, read_presences
 from prefect_launch.queues.session import queue_tag
-from prefect_launch.runners.process.files import environments
+from prefect_launch.runners.process.supervisor import environments
 from prefect_launch.server.values import PAGE
 from prefect_launch.settings.agent_config import AgentConfig
 

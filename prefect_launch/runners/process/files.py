@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
@@ -82,7 +81,7 @@ class RunFolder:
         That of its first process, or of another where a program has written over its own.
         """
         first = (self.read(supervisor.STARTED) or {}).get("pid")
-        marked = [(pid, variables) for pid, variables in environments() if os.fsencode(self._mark) in variables]
+        marked = supervisor.marked(os.fsencode(self.mark))
         if not marked:
             return None
         _, variables = min(marked, key=lambda one: one[0] != first)
@@ -103,10 +102,10 @@ class RunFolder:
 
     def kill_marked(self) -> list[int]:
         """Kill the processes whose environment says that they are of this run; return their ids."""
-        return _kill({pid for pid, variables in environments() if os.fsencode(self._mark) in variables})
+        return _kill({pid for pid, _ in supervisor.marked(os.fsencode(self.mark))})
 
     @property
-    def _mark(self) -> str:
+    def mark(self) -> str:
         """The environment variable that the job's processes were started with, wherever they went."""
         return f"{_MARK}{self.path.absolute() / 'outputs'}"
 
@@ -144,27 +143,14 @@ def living_pid(identity: dict[str, Any] | None) -> int | None:
     return pid if supervisor.identity(os.getpid())["boot_id"] == identity.get("boot_id") else None
 
 
-def _processes() -> Iterator[int]:
-    return (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
-
-
 def _group(group: int) -> set[int]:
     """Return the living processes of a process group that leads its own session, as a job's does."""
     members = set()
-    for pid in _processes():
+    for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
         fields = supervisor.stat_fields(pid)
         if fields is not None and fields[0] not in ("Z", "X") and int(fields[2]) == group == int(fields[3]):
             members.add(pid)
     return members
-
-
-def environments() -> Iterator[tuple[int, list[bytes]]]:
-    """Yield the processes of this user, each with the environment variables (`NAME=value`) that it was started with."""
-    for pid in _processes():
-        try:
-            yield pid, Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # Ended, or another user's: not the job's.
 
 
 def _time(seconds: float | None) -> datetime | None:

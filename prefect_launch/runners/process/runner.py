@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -312,6 +312,8 @@ def _exec_plan(folder: RunFolder, command: Sequence[str]) -> ExecPlan:
             f"The run's folder {str(folder.path)!r} is not on this machine, or not this user's to read. Try it on the"
             " agent's machine, as the user of the agent."
         )
+    with suppress(OSError):  # The disk may be full, and the command is to look why.
+        folder.write(supervisor.JOINED, {"mark": folder.mark})  # Before the look at its state: so it ends with the run.
     process, environment = folder.read(supervisor.PROCESS), folder.environment()
     if folder.state is not RunState.RUNNING or process is None or environment is None:
         raise InfrastructureError(f"No process of the run in {str(folder.path)!r} is there to be joined: it has ended.")

@@ -23,6 +23,7 @@ else:  # in the fork server's process, which has the standard library and this f
 
 TYPE_CHECKING = False  # The fork server needs no `typing`.
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     Json = dict[str, Any]
@@ -33,6 +34,8 @@ SUPERVISOR = "supervisor.json"
 STARTED = "started.json"
 STOP = "stop.json"
 EXIT = "exit.json"
+#: Is there once `item exec` has run a command beside the job, and names the variable that marks the run's processes.
+JOINED = "joined.json"
 LOCK = "supervisor.lock"
 LOG = "job.log"
 #: The newest claim of the item, written by the agent that plans an attempt at it (`runners.base.CLAIM_FILE`).
@@ -42,6 +45,8 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 #: As shells say it: the command was found but cannot be run; it was not found.
 _CANNOT_RUN, _NOT_FOUND = 126, 127
+#: How long a command that was run beside the job has to leave its terminal in order.
+_LEAVE_SECONDS = 0.2
 #: How long killed processes may take to be gone; one in an uninterruptible call (a dead network disk) may never be.
 _REAP_SECONDS = 10.0
 
@@ -122,6 +127,7 @@ def main(run_dir: str, ready_fd: int | None, variables_fd: int | None = None) ->
         return
     supervise(job)
     end_leftovers(job)
+    end_joined()
     job.log.finish(_REAP_SECONDS)
     finish({**outcome(job, kills_before), "started_at": begun[0]}, begun)
 
@@ -218,6 +224,23 @@ def end_leftovers(job: Job) -> None:
         signal.sigtimedwait({signal.SIGCHLD}, left)
 
 
+def end_joined() -> None:
+    """End the commands that were run beside the job: they are no descendants, but carry its mark."""
+    if not os.path.exists(JOINED):
+        return
+    mark = str(read_json(JOINED)["mark"]).encode()
+    give_up = time.monotonic() + _REAP_SECONDS
+    number = signal.SIGHUP
+    while (pids := [pid for pid, _ in marked(mark)]) and time.monotonic() < give_up:
+        for pid in pids:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+        time.sleep(_LEAVE_SECONDS)
+        number = signal.SIGKILL
+
+
 def outcome(job: Job, kills_before: int) -> Json:
     """Say how the main process ended. A kill counts as out of memory only when the kernel counted one meanwhile."""
     status = job.status or 0
@@ -272,6 +295,23 @@ def stat_fields(pid: int) -> list[str] | None:
             return file.read().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def environments() -> Iterator[tuple[int, list[bytes]]]:
+    """Yield the processes of this user, each with the environment variables (`NAME=value`) that it was started with."""
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/environ", "rb") as file:
+                yield int(entry), file.read().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # Ended, or another user's: not the job's.
+
+
+def marked(mark: bytes) -> list[tuple[int, list[bytes]]]:
+    """Return the processes that have a variable in their environment, each with all of that."""
+    return [(pid, variables) for pid, variables in environments() if mark in variables]
 
 
 def identity(pid: int) -> Json:

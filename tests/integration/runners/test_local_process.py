@@ -88,6 +88,17 @@ async def test_process_that_left_the_group_ends_with_its_job(runner: LocalProces
     assert (end.exit_code, lives(detached)) == (5, False)
 
 
+async def test_command_that_was_run_beside_the_job_ends_with_it(runner: LocalProcessRunner, tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, ("sleep", "600"))
+    handle = await started(runner, plan)
+    inside = await runner.exec_plan(handle, ["sleep", "600"], has_terminal=False)
+    command = await asyncio.create_subprocess_exec(*inside.argv, env=inside.env, cwd=inside.cwd)
+
+    await runner.stop(handle, 0.0)
+
+    assert await asyncio.wait_for(command.wait(), AT_ONCE_SECONDS) == -signal.SIGHUP
+
+
 async def test_stop_reaches_a_process_that_left_the_group(runner: LocalProcessRunner, tmp_path: Path) -> None:
     plan = make_plan(tmp_path, ("sh", "-c", f"{DETACH} sleep 60"))
     handle = await started(runner, plan)

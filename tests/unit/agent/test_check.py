@@ -21,6 +21,7 @@ from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.settings.agent_config import AgentConfig, parse_agent_config
 from prefect_launch.testing import InMemoryApi, InMemoryCluster, InMemoryRemoteRunner
 from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
+from tests.support.clouds import KEY, SECRET, USER, FakeCloud, be_nobody
 
 DESTINATION = "registry.example:5000/team/train"
 
@@ -177,3 +178,18 @@ async def test_check_of_a_resource_whose_command_hangs_gives_the_commands_last_w
     monkeypatch.setattr("prefect_launch.agent.check._ANSWER_SECONDS", 2.0)
     missing = await bench.missing(queues=["hpc"])
     assert "no route to node0, retrying" in missing["queue hpc", "controller"]
+
+
+async def test_check_says_who_the_agent_is_in_the_clouds_of_its_config(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be_nobody(tmp_path, monkeypatch)
+    keys = f"aws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\nregion = eu-west-1\n"
+    (tmp_path / "aws-config").write_text(f"[profile training]\n{keys}")
+    async with FakeCloud() as cloud:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", cloud.url)
+        found = await bench.found(clouds={"aws": {"profile": "training"}, "gcp": {"project": "team-ml"}})
+
+    assert found["clouds", "AWS"] == Finding(name="AWS", is_ok=True, detail=f"as {USER}")
+    assert not found["clouds", "Google Cloud"].is_ok
+    assert "gcloud auth application-default login" in found["clouds", "Google Cloud"].detail

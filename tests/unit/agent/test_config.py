@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from prefect_launch.clouds.settings import AwsSettings, CloudSettings
 from prefect_launch.errors import AgentConfigError, InvalidNameError, LaunchError
 from prefect_launch.jobs.store import JobStore
 from prefect_launch.settings.agent_config import AgentConfig, parse_agent_config, resolve_agent_config
@@ -109,6 +110,20 @@ def test_keys_of_the_references_file_are_taken() -> None:
     )
     assert (config.entity, config.max_jobs, config.secure_mode) == ("team", 4, True)
     assert (config.builder.type, config.builder.destination) == ("none", f"{ECR}/team/train")
+    assert config.clouds.aws.region == "eu-west-1"
+
+
+def test_environment_of_the_reference_goes_with_what_clouds_says_besides() -> None:
+    config = parse_agent_config(
+        {"environment": {"type": "gcp", "region": "europe-west4"}, "clouds": {"gcp": {"project": "team-ml"}}}
+    )
+
+    assert (config.clouds.gcp.region, config.clouds.gcp.project) == ("europe-west4", "team-ml")
+    assert config.clouds.aws == AwsSettings()
+
+
+def test_environment_of_azure_is_taken_and_adds_nothing() -> None:
+    assert parse_agent_config({"environment": {"type": "azure", "region": "x"}}).clouds == CloudSettings()
 
 
 @pytest.mark.parametrize(
@@ -126,16 +141,13 @@ def test_references_keys_that_say_nothing_are_taken(nothing: dict[str, Any]) -> 
         ({"registry": {"type": "gcr", "uri": f"{ECR}/a"}}, "no repository of Google"),
         ({"registry": {"type": "ecr", "account_id": "1", "region": "r", "repo_name": "x"}}, "as builder.destination"),
         ({"registry": {"type": "ecr", "uri": f"{ECR}/a"}, "builder": {"destination": "box.example/a"}}, "two places"),
-        ({"environment": {"type": "aws", "region": "eu-west-1"}}, "has no effect here"),
         ({"environment": {"type": "moon"}}, "must be one of aws, gcp, azure"),
         (
-            {"environment": {"type": "aws", "region": "us-east-1"}, "builder": {"destination": f"{ECR}/a"}},
-            "not that of its registry",
+            {"environment": {"type": "aws", "region": "us-east-1"}, "clouds": {"aws": {"region": "eu-west-1"}}},
+            "two regions",
         ),
-        (
-            {"environment": {"type": "aws", "access_key": "AKIA"}, "builder": {"destination": f"{ECR}/a"}},
-            "environment.access_key",
-        ),
+        ({"environment": {"type": "aws", "access_key": "AKIA"}}, r"environment.access_key .*clouds\.aws who .*profile"),
+        ({"environment": {"type": "azure", "tenant": "t"}}, "as the cloud's own client finds it"),
     ],
 )
 def test_reference_key_that_nothing_would_read_is_refused_with_the_next_step(given: dict[str, Any], words: str) -> None:

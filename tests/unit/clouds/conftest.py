@@ -7,23 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clouds import FakeCloud
+from tests.support.clouds import FakeCloud, be_nobody
 
 
 @pytest.fixture(autouse=True)
 def _nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "aws-config"))
-    monkeypatch.setenv("NO_GCE_CHECK", "true")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_DEFAULT_REGION"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", "CLOUDSDK_CONFIG"):
-        monkeypatch.delenv(name, raising=False)
+    be_nobody(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 async def cloud(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeCloud]:
     async with FakeCloud() as cloud:
         monkeypatch.setenv("AWS_ENDPOINT_URL", cloud.url)
+        cloud.trust(monkeypatch)
         yield cloud

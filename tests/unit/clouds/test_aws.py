@@ -13,7 +13,7 @@ from prefect_launch.clouds.aws import AwsAccount, aws_errors
 from prefect_launch.clouds.settings import AwsSettings
 from prefect_launch.errors import AgentConfigError, NoIdentityError, UnreachableError
 from prefect_launch.server.blocks import BlockType
-from tests.support.clouds import ACCOUNT, KEY, ROLE, SECRET, USER, FakeCloud, aws_fault
+from tests.support.clouds import ACCOUNT, KEY, ROLE, SECRET, USER, AwsFault, FakeCloud
 
 REGION = "eu-west-1"
 BLOCK = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "region_name": REGION}
@@ -83,7 +83,7 @@ async def test_refused_expired_and_throttled_keys_are_told_apart(
         (KEY, "AccessDenied", AgentConfigError, "does not let the agent"),
         (KEY, "Throttling", UnreachableError, "is busy"),
     ):
-        cloud.faults = [aws_fault(400, code, "Said.")] if code else []
+        cloud.faults = [AwsFault(code)] if code else []
         found = account({**BLOCK, "aws_access_key_id": key}, credentials="mine")
         with pytest.raises(kind, match=words) as caught:
             await found.identity()

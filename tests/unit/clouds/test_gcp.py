@@ -13,7 +13,7 @@ from prefect_launch.clouds.gcp import GcpAccount
 from prefect_launch.clouds.settings import GcpSettings
 from prefect_launch.errors import AgentConfigError, NoIdentityError
 from prefect_launch.server.blocks import BlockType
-from tests.support.clouds import PROJECT, ROBOT, FakeCloud, service_account_key
+from tests.support.clouds import DEPUTY, PROJECT, ROBOT, FakeCloud, service_account_key
 
 
 def account(block: dict[str, Any] | None = None, **settings: str) -> GcpAccount:
@@ -40,6 +40,36 @@ async def test_agent_is_whom_the_machines_own_file_names(
     found = account(project="other", region="europe-west4")
 
     assert (await found.identity(), await found.project(), found.region) == (ROBOT, "other", "europe-west4")
+
+
+async def test_agent_impersonates_the_service_account_of_its_config(cloud: FakeCloud) -> None:
+    block = {"service_account_info": service_account_key(f"{cloud.url}/token")}
+    found = account(block, credentials="mine", service_account=DEPUTY)
+
+    assert await found.token() == f"ya29.2-of-{DEPUTY}"
+    assert (await found.identity(), await found.project()) == (DEPUTY, PROJECT)
+
+
+async def test_service_account_that_may_not_be_impersonated_is_named(cloud: FakeCloud) -> None:
+    block = {"service_account_info": service_account_key(f"{cloud.url}/token")}
+
+    with pytest.raises(AgentConfigError, match=r"'other@x\.example'.*iam\.serviceAccountTokenCreator"):
+        await account(block, credentials="mine", service_account="other@x.example").token()
+
+
+async def test_agent_on_googles_machine_is_who_the_machine_is(
+    cloud: FakeCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_GCE_CHECK")
+    monkeypatch.setenv("GCE_METADATA_HOST", cloud.host)
+    monkeypatch.setenv("GCE_METADATA_IP", cloud.host)
+    found = account()
+
+    assert (await found.token(), await found.identity(), await found.project()) == (
+        f"ya29.1-of-{ROBOT}",
+        ROBOT,
+        PROJECT,
+    )
 
 
 async def test_token_is_renewed_before_it_expires(cloud: FakeCloud) -> None:

@@ -1,52 +1,79 @@
-"""Registries of the clouds: known by their address, credentials by the machine's identity there."""
+"""Registries of the clouds, known by their address; the clouds' real clients against services on the loopback."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
+import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
-import httpx
 import pytest
-import responses
-import respx
-from moto import mock_aws
+from aiohttp import web
 
+from prefect_launch.clouds import aws
+from prefect_launch.clouds.accounts import Clouds
+from prefect_launch.clouds.settings import CloudSettings
 from prefect_launch.errors import RegistryError
-from prefect_launch.registries.clouds import (
-    acr_credentials,
-    cloud_of,
-    ecr_credentials,
-    exchange_azure_token,
-    gar_credentials,
-)
+from prefect_launch.registries import clouds as cloud_registries
+from prefect_launch.registries.clouds import cloud_of
 from prefect_launch.registries.keychain import Keychain
+from tests.support.clouds import (
+    ACCOUNT,
+    CLIENT,
+    DEPUTY,
+    KEY,
+    ROBOT,
+    ROLE,
+    SECRET,
+    TENANT,
+    USER,
+    AwsFault,
+    FakeCloud,
+    be_nobody,
+    service_account_key,
+)
 
-ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
+ECR = f"{ACCOUNT}.dkr.ecr.eu-west-1.amazonaws.com"
 GAR = "europe-west1-docker.pkg.dev"
 ACR = "team.azurecr.io"
-AZURE = {"AZURE_TENANT_ID": "00000000-0000-0000-0000-00000000000a", "AZURE_CLIENT_ID": "c", "AZURE_CLIENT_SECRET": "s"}
 
 
 @pytest.fixture(autouse=True)
 def _nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that has no identity in any cloud, and asks no network for one."""
+    be_nobody(tmp_path, monkeypatch)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("NO_GCE_CHECK", "true")
-    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "EnvironmentCredential")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "GOOGLE_APPLICATION_CREDENTIALS", *AZURE):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
-def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    with mock_aws():
-        yield
+async def cloud(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeCloud]:
+    async with FakeCloud() as cloud:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", cloud.url)
+        cloud.trust(monkeypatch)
+        yield cloud
+
+
+@pytest.fixture
+def aws_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+
+
+@pytest.fixture
+def azure_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_TENANT_ID", TENANT)
+    monkeypatch.setenv("AZURE_CLIENT_ID", CLIENT)
+    monkeypatch.setenv("AZURE_CLIENT_SECRET", SECRET)
+
+
+@pytest.fixture
+def google_key(cloud: FakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key.json").write_text(json.dumps(service_account_key(f"{cloud.url}/token")))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+
+
+def keychain(**settings: Any) -> Keychain:
+    return Keychain(clouds=Clouds(CloudSettings(**settings)))
 
 
 @pytest.mark.parametrize(
@@ -70,91 +97,106 @@ def test_registry_of_a_cloud_is_known_by_its_address(host: str, extra: str | Non
     assert (cloud.extra if cloud else None) == extra
 
 
-@pytest.mark.usefixtures("aws")
-async def test_identity_in_aws_gets_credentials_for_ecr() -> None:
-    found = await Keychain().credentials_for(ECR)
-
-    assert found is not None
-    assert found.user == "AWS"
-    assert found.password
+@pytest.mark.parametrize("host", [ECR, GAR, ACR])
+async def test_machine_that_is_nobody_in_a_cloud_has_no_credentials_there(cloud: FakeCloud, host: str) -> None:
+    assert await Keychain().credentials_for(host) is None
 
 
-def test_machine_that_is_nobody_in_aws_has_no_credentials_for_ecr() -> None:
-    assert ecr_credentials(ECR) is None
+@pytest.mark.usefixtures("aws_user")
+async def test_keys_of_the_machine_get_credentials_for_ecr_in_the_region_of_its_address(cloud: FakeCloud) -> None:
+    assert await keychain(aws={"region": "us-east-1"}).credentials_for(ECR) == ("AWS", f"of {USER}")
+    assert cloud.asked == [f"ecr:GetAuthorizationToken as {KEY} in eu-west-1"]
 
 
-@pytest.mark.usefixtures("aws")
-async def test_refusal_of_aws_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_PROFILE", "not-there")
+@pytest.mark.usefixtures("aws_user")
+async def test_role_of_the_config_gets_credentials_for_ecr(cloud: FakeCloud) -> None:
+    found = await keychain(aws={"role_arn": ROLE}).credentials_for(ECR)
 
-    with pytest.raises(RegistryError, match="not-there"):
-        await Keychain().credentials_for(ECR)
-
-
-def test_machine_that_is_nobody_at_google_has_no_credentials() -> None:
-    assert gar_credentials(GAR) is None
+    assert found == ("AWS", f"of arn:aws:sts::{ACCOUNT}:assumed-role/launch/session")
 
 
-def test_identity_at_google_gets_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    login = {"type": "authorized_user", "client_id": "c", "client_secret": "s", "refresh_token": "r"}
-    (tmp_path / "login.json").write_text(json.dumps(login))
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "login.json"))
-    with responses.RequestsMock() as web:
-        web.post("https://oauth2.googleapis.com/token", json={"access_token": "of-google", "expires_in": 3600})
-        found = gar_credentials(GAR)
+async def test_profile_of_the_config_gets_credentials_for_ecr(cloud: FakeCloud, tmp_path: Path) -> None:
+    keys = f"aws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n"
+    (tmp_path / "aws-config").write_text(f"[profile training]\n{keys}")
 
-    assert found == ("oauth2accesstoken", "of-google")
+    assert await keychain(aws={"profile": "training"}).credentials_for(ECR) == ("AWS", f"of {USER}")
 
 
-def test_refusal_of_google_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    login = {"type": "authorized_user", "client_id": "c", "client_secret": "s", "refresh_token": "r"}
-    (tmp_path / "login.json").write_text(json.dumps(login))
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "login.json"))
-    with responses.RequestsMock() as web:
-        web.post("https://oauth2.googleapis.com/token", status=400, json={"error": "invalid_grant"})
-        with pytest.raises(RegistryError, match="application-default login"):
-            gar_credentials(GAR)
+@pytest.mark.usefixtures("google_key")
+async def test_identity_at_google_is_the_password_of_its_registry(cloud: FakeCloud) -> None:
+    assert await Keychain().credentials_for(GAR) == ("oauth2accesstoken", f"ya29.1-of-{ROBOT}")
 
 
-def test_identity_in_azure_is_found_and_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in AZURE.items():
-        monkeypatch.setenv(name, value)
-    authority = f"https://login.microsoftonline.com/{AZURE['AZURE_TENANT_ID']}"
-    known = {
-        "authorization_endpoint": f"{authority}/oauth2/v2.0/authorize",
-        "token_endpoint": f"{authority}/oauth2/v2.0/token",
-        "issuer": f"{authority}/v2.0",
-    }
-    with responses.RequestsMock(assert_all_requests_are_fired=False) as azure, respx.mock as web:
-        azure.get(re.compile(r".*/\.well-known/openid-configuration"), json=known)
-        azure.get(re.compile(r".*/common/discovery/instance"), json={"tenant_discovery_endpoint": "", "metadata": []})
-        azure.post(
-            known["token_endpoint"], json={"access_token": "of-azure", "expires_in": 3600, "token_type": "Bearer"}
-        )
-        exchange = web.post(f"https://{ACR}/oauth2/exchange").mock(httpx.Response(200, json={"refresh_token": "r"}))
-        found = acr_credentials(ACR)
+@pytest.mark.usefixtures("google_key")
+async def test_service_account_of_the_config_is_impersonated_at_googles_registry(cloud: FakeCloud) -> None:
+    found = await keychain(gcp={"service_account": DEPUTY}).credentials_for(GAR)
 
-    assert found == ("00000000-0000-0000-0000-000000000000", "r")
-    assert b"access_token=of-azure" in exchange.calls[0].request.content
+    assert found == ("oauth2accesstoken", f"ya29.2-of-{DEPUTY}")
 
 
-def test_token_of_azure_is_changed_for_a_password_of_the_registry() -> None:
-    with respx.mock as web:
-        exchange = web.post(f"https://{ACR}/oauth2/exchange").mock(
-            httpx.Response(200, json={"refresh_token": "of-registry"})
-        )
-        found = exchange_azure_token(ACR, "of-azure")
-
-    assert found == ("00000000-0000-0000-0000-000000000000", "of-registry")
-    assert b"access_token=of-azure" in exchange.calls[0].request.content
+@pytest.mark.usefixtures("azure_app")
+async def test_token_of_azure_is_exchanged_for_a_password_of_the_registry(cloud: FakeCloud) -> None:
+    assert await Keychain().credentials_for(ACR) == ("00000000-0000-0000-0000-000000000000", f"for-{ACR}")
+    assert cloud.asked == [f"azure:token as {CLIENT}", f"azure:exchange of-{CLIENT} at {ACR}"]
 
 
-def test_registry_that_does_not_take_the_identity_is_reported() -> None:
-    with respx.mock as web:
-        web.post(f"https://{ACR}/oauth2/exchange").mock(httpx.Response(401))
-        with pytest.raises(RegistryError, match="AcrPull"):
-            exchange_azure_token(ACR, "of-azure")
+@pytest.mark.usefixtures("aws_user", "azure_app", "google_key")
+@pytest.mark.parametrize(
+    ("host", "fault", "words"),
+    [
+        (ECR, AwsFault("ExpiredTokenException", "It has expired."), "have expired"),
+        (ECR, AwsFault("UnrecognizedClientException", "Invalid."), "does not know the agent's keys"),
+        (ECR, AwsFault("AccessDeniedException", "No."), r"ecr:GetAuthorizationToken.*in IAM"),
+        (ECR, AwsFault("ThrottlingException", "Rate exceeded"), "is busy"),
+        (ECR, web.Response(text="<html>a proxy"), "no credentials in its answer"),
+        (GAR, web.json_response({"error": "invalid_grant"}, status=400), r"refuses.*clouds\.gcp"),
+    ],
+)
+async def test_refusal_of_a_cloud_is_told_with_its_next_step(
+    cloud: FakeCloud,
+    host: str,
+    fault: AwsFault | web.Response,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(aws, "_TRIES", 1)
+    cloud.faults = [fault]
+
+    with caplog.at_level(logging.DEBUG), pytest.raises(RegistryError, match=words) as caught:
+        await Keychain().credentials_for(host)
+    assert repr(host) in str(caught.value)
+    assert SECRET not in f"{caught.value} {caplog.text}"
 
 
-def test_machine_that_is_nobody_in_azure_has_no_credentials() -> None:
-    assert acr_credentials(ACR) is None
+async def test_wrong_secret_is_told_and_not_taken_for_a_machine_that_is_nobody_in_azure(
+    cloud: FakeCloud, azure_app: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AZURE_CLIENT_SECRET", "of-another")
+
+    with (
+        caplog.at_level(logging.DEBUG),
+        pytest.raises(RegistryError, match=r"AADSTS7000215.*AZURE_CLIENT_ID") as caught,
+    ):
+        await Keychain().credentials_for(ACR)
+    assert "of-another" not in f"{caught.value} {caplog.text}"
+
+
+@pytest.mark.usefixtures("azure_app")
+async def test_identity_of_azure_without_a_role_at_the_registry_is_told(
+    cloud: FakeCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZURE_CLIENT_ID", "another-app")
+
+    with pytest.raises(RegistryError, match="AcrPull"):
+        await Keychain().credentials_for(ACR)
+
+
+@pytest.mark.usefixtures("aws_user", "azure_app", "google_key")
+@pytest.mark.parametrize("host", [ECR, GAR, ACR])
+async def test_cloud_that_does_not_answer_is_told(cloud: FakeCloud, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloud_registries, "_ANSWER_SECONDS", 0.5)
+    cloud.faults = [None, None, None]
+
+    with pytest.raises(RegistryError, match=rf"{host}.*has not answered within 0.5 s"):
+        await Keychain().credentials_for(host)

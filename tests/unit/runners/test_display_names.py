@@ -21,6 +21,7 @@ FLOW_RUN = "0d5b2c5e-2f0f-4b3c-8a53-7f0a4d1a9b11"
         ("kubernetes", f"kind%2Fone/team/jobs.v1.batch/5f0c-uid/{RUN}@token", RUN),
         ("slurm", "4711@token", "4711"),
         ("ray", f"{RUN}@token", RUN),
+        ("vertex", f"{RUN}@token", RUN),
         ("prefect", f"{FLOW_RUN}@token", FLOW_RUN),
         ("local-container", CONTAINER, "4f66ad9a0b2e"),
     ],

@@ -23,6 +23,9 @@ from tests.support.queue_config import make_config
         ("ray", {"secrets": "{{v}}"}),
         ("ray", {"runtime_env": {"py_executable": "{{v}}"}}),
         ("ray", {"runtime_env": {"container": {"image": "{{v}}"}}}),
+        ("vertex", {"spec": {"worker_pool_specs": [{"machine_spec": {"machine_type": "{{v}}"}}]}}),
+        ("vertex", {"spec": {"staging_bucket": "gs://{{v}}"}}),
+        ("vertex", {"run": {"service_account": "{{v}}"}}),
         ("prefect", {"work_pool": "{{v}}"}),
         ("prefect", {"work_pool": "p", "work_queue": "${author}"}),
         ("prefect", {"work_pool": "p", "python": "{{v}}"}),
@@ -44,6 +47,7 @@ def test_variable_without_a_rule_chooses_nothing_that_is_the_owners(resource: st
     [
         ("slurm", {"cpus": "{{n}}", "memory": "{{n}}g", "time": "{{n}}", "nodes": "{{n}}"}),
         ("slurm", {"env": {"NAME": "{{v}}"}}),
+        ("vertex", {"spec": {"worker_pool_specs": [{"replica_count": "{{n}}"}], "labels": {"team": "{{v}}"}}}),
         ("ray", {"cpus": "{{n}}", "resources": {"tpu": "{{n}}"}, "runtime_env": {"pip": ["{{v}}"]}}),
         (
             "prefect",
