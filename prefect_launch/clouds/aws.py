@@ -74,7 +74,7 @@ class AwsAccount:
             AgentConfigError: when the identity cannot be had, or there is no region.
         """
         session = await self._open(region)
-        with aws_errors(f"a client of {service}"):
+        with aws_errors(f"its service {service!r}"):
             chosen = region or await self.region()
             await anyio.to_thread.run_sync(_load_model, session, service)
             options = _defaults() if config is None else _defaults().merge(config)

@@ -42,7 +42,9 @@ class _Part(BaseModel):
         if not isinstance(data, Mapping):
             if isinstance(data, cls):
                 return data
-            raise AgentConfigError(f"The agent's 'clouds' and its parts must be mappings of settings, not {data!r}.")
+            raise AgentConfigError(
+                f"The agent's 'clouds' and its parts must be mappings of settings, not a {type(data).__name__}."
+            )
         for key in data:
             if key not in cls.model_fields:
                 raise AgentConfigError(str(unknown_name("cloud setting", key, cls.model_fields)))
@@ -54,7 +56,11 @@ class _Part(BaseModel):
         if info.field_name not in _RULES or value is None:
             return value
         pattern, rule = _RULES[info.field_name]
-        if not isinstance(value, str) or not pattern.match(value):
+        if not isinstance(value, str):  # Perhaps the keys themselves, which no log may show.
+            raise AgentConfigError(
+                f"The cloud setting {info.field_name!r} must be {rule}, not a {type(value).__name__}."
+            )
+        if not pattern.match(value):
             raise AgentConfigError(f"The cloud setting {info.field_name!r} must be {rule}; got {value!r}.")
         return value
 

@@ -68,6 +68,33 @@ async def test_open_client_gets_new_keys_of_its_role_before_they_expire(cloud: F
     assert len([one for one in cloud.asked if "AssumeRole" in one]) == 2
 
 
+async def test_open_client_uses_the_keys_that_its_block_has_now(
+    cloud: FakeCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aws, "_BLOCK_LIFE", timedelta(minutes=5))
+    cloud.keys["AKIANEW"] = "arn:aws:iam::123456789012:user/new"
+    block = dict(BLOCK)
+    async with account(block, credentials="mine").client("sts") as client:
+        first = await client.get_caller_identity()
+        block["aws_access_key_id"] = "AKIANEW"
+        second = await client.get_caller_identity()
+
+    assert (first["Arn"], second["Arn"]) == (USER, "arn:aws:iam::123456789012:user/new")
+
+
+async def test_role_of_a_block_is_assumed_with_the_blocks_parameters(cloud: FakeCloud) -> None:
+    block = {**BLOCK, "assume_role_arn": ROLE, "assume_role_kwargs": {"ExternalId": "x-1", "Policy": None}}
+
+    assert "assumed-role/launch" in await account(block, credentials="mine").identity()
+    assert cloud.forms[0]["ExternalId"] == "x-1"
+    assert cloud.forms[0]["RoleSessionName"].startswith("prefect-launch-")
+
+
+async def test_role_that_may_not_be_assumed_is_named(cloud: FakeCloud) -> None:
+    with pytest.raises(AgentConfigError, match=r"role/other.*in IAM"):
+        await account(credentials="mine", role_arn=f"arn:aws:iam::{ACCOUNT}:role/other").identity()
+
+
 async def test_machine_that_is_nobody_is_told_how_to_be_somebody(cloud: FakeCloud) -> None:
     with pytest.raises(NoIdentityError, match=r"nobody at AWS.*clouds\.aws"):
         await account(region=REGION).identity()

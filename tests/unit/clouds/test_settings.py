@@ -34,3 +34,9 @@ def test_config_says_who_the_agent_is_in_each_cloud() -> None:
 def test_wrong_settings_are_refused(given: dict[str, Any], words: str) -> None:
     with pytest.raises(AgentConfigError, match=words):
         parse_agent_config({"clouds": given})
+
+
+def test_keys_in_the_place_of_a_blocks_name_are_refused_without_being_shown() -> None:
+    with pytest.raises(AgentConfigError, match="the name of a block") as caught:
+        parse_agent_config({"clouds": {"aws": {"credentials": {"aws_secret_access_key": "of-the-agent"}}}})
+    assert "of-the-agent" not in str(caught.value)
