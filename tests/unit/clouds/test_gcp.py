@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from prefect_launch.clouds.gcp import GcpAccount
 from prefect_launch.clouds.settings import GcpSettings
-from prefect_launch.errors import AgentConfigError, NoIdentityError
+from prefect_launch.errors import AgentConfigError, NoIdentityError, UnreachableError
 from prefect_launch.server.blocks import BlockType
 from tests.support.clouds import DEPUTY, PROJECT, ROBOT, FakeCloud, service_account_key
 
@@ -90,6 +91,14 @@ async def test_refused_account_is_reported_without_its_key(cloud: FakeCloud) -> 
     with pytest.raises(AgentConfigError, match=r"invalid_grant.*clouds\.gcp") as caught:
         await account({"service_account_info": key}, credentials="mine").token()
     assert key["private_key"] not in str(caught.value)
+
+
+async def test_google_that_is_busy_or_away_is_told_apart_from_a_refusal(cloud: FakeCloud) -> None:
+    cloud.faults = [web.json_response({"error": "try later"}, status=503) for _ in range(3)]
+    for address in (cloud.url, "http://127.0.0.1:1"):
+        key = service_account_key(f"{address}/token")
+        with pytest.raises(UnreachableError, match="try later"):
+            await account({"service_account_info": key}, credentials="mine").token()
 
 
 async def test_key_that_cannot_be_read_is_reported_without_what_is_in_it() -> None:
