@@ -168,10 +168,14 @@ class TrainingJobs:
             if all(tags.get(key) == labels.get(key) for key in (Labels.ITEM, Labels.CLAIM)):
                 await self._keep(name, labels)
                 return await self._remote(name)
-            self._labels[name] = tags
-            if tags.get(Labels.ITEM) != labels.get(Labels.ITEM) or not has_ended(job):
-                return await self._remote(name)
             await self._drop(name)
+            if tags.get(Labels.ITEM) != labels.get(Labels.ITEM):
+                raise InfrastructureError(
+                    f"SageMaker has a job named {name!r} that is not of this item, and gives a name once. Add the item"
+                    " anew."
+                )
+            if not has_ended(job):
+                return await self._remote(name)
         raise InfrastructureError(f"SageMaker has {_MOST_NAMES} ended jobs of {run!r}. Add the item anew.")
 
     async def _keep(self, name: str, labels: Mapping[str, str]) -> None:
