@@ -89,10 +89,8 @@ def throttled() -> httpx.Response:
 
 def no_quota() -> httpx.Response:
     """Return the answer to a job that asks for more than the project's quota has."""
-    info = {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": []}
     metric = "aiplatform.googleapis.com/custom_model_training_nvidia_a100_gpus"
-    info = {**info, "reason": "QUOTA"}
-    return _error(429, "RESOURCE_EXHAUSTED", f"The following quota metrics exceed quota limits: {metric}", info)
+    return _error(429, "RESOURCE_EXHAUSTED", f"The following quota metrics exceed quota limits: {metric}")
 
 
 @dataclass

@@ -89,7 +89,7 @@ class Answer:
     def is_rate(self) -> bool:
         """Whether too many calls were made."""
         reasons = {one.get("reason") for one in self._error.get("details") or () if isinstance(one, dict)}
-        return self.code == _BUSY and (_RATE in reasons or not reasons - {None})
+        return self.code == _BUSY and _RATE in reasons
 
     @property
     def reason(self) -> str:
@@ -116,7 +116,16 @@ class GoogleClient:
         self._http: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def call(self, service: Service, method: str, path: str, *, once: bool = False, **options: Any) -> Answer:
+    async def call(
+        self,
+        service: Service,
+        method: str,
+        path: str,
+        *,
+        once: bool = False,
+        may_be_forbidden: bool = False,
+        **options: Any,
+    ) -> Answer:
         """Make a request, and return the answer, whatever Google says.
 
         Args:
@@ -124,6 +133,7 @@ class GoogleClient:
             method: of HTTP.
             path: below the service's address.
             once: whether it is sent again only where it certainly had no effect.
+            may_be_forbidden: whether a refusal (403) is of what is asked for, and not of the agent.
             options: of httpx.
 
         Raises:
@@ -137,7 +147,8 @@ class GoogleClient:
                 answer = Answer(response)
             is_busy = (answer.is_rate if once else answer.code == _BUSY) or (answer.code in _FAILING and not once)
             if not is_busy or time.monotonic() >= due:
-                return self._checked(service, answer, is_busy=is_busy)
+                is_forbidden = answer.code == 403 and may_be_forbidden
+                return answer if is_forbidden else self._checked(service, answer, is_busy=is_busy)
             await asyncio.sleep(max(pauses.next(), _retry_after(response)))
 
     @asynccontextmanager

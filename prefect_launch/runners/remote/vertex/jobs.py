@@ -133,9 +133,9 @@ class VertexJobs:
         """
         found: dict[str, Job | LaunchError] = {}
         agents = {self._seen[name].agent for name in names if name in self._seen}
-        for agent in sorted(agents):
-            of_agent = "".join(f'labels.{key}="{text}" AND ' for key, text in as_google({Labels.AGENT: agent}).items())
-            found |= self._settled(await self._list(f"{of_agent if agent else ''}{_ACTIVE}"))
+        for agent in sorted(agents - {""}):  # What a direct `launch` made is of no agent.
+            of_agent = (f'labels.{key}="{text}"' for key, text in as_google({Labels.AGENT: agent}).items())
+            found |= self._settled(await self._list(" AND ".join([*of_agent, _ACTIVE])))
         for name in names:
             if name not in found:
                 found |= await self._asked_for(name)
@@ -162,7 +162,8 @@ class VertexJobs:
             UnreachableError: when it may have been made, or Google does not answer.
         """
         path = await self._client.jobs_path()
-        answer = await self._client.call(Service.VERTEX, "POST", path, once=True, json=dict(body))
+        sent = {"once": True, "may_be_forbidden": True}
+        answer = await self._client.call(Service.VERTEX, "POST", path, **sent, json=dict(body))
         if not answer.is_good:
             raise _refusal(answer)
         job = answer.body
@@ -271,6 +272,11 @@ def _refusal(answer: Answer) -> LaunchError:
     if answer.code in (400, 404, 412):
         return SpecError(
             f"Vertex AI refuses the job (HTTP {answer.code}): {answer.reason}. Correct its spec, in the queue's config."
+        )
+    if answer.code == 403:
+        return InfrastructureError(
+            f"Google does not let this agent make the job (HTTP 403): {answer.reason}. Give its account the role"
+            " Vertex AI User, and Service Account User on the account that run.service_account names."
         )
     if answer.code == 408:
         return UnreachableError(f"Vertex AI did not answer in time: {answer.reason}.")

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
+from prefect_launch.core.cancellation import ended
 from prefect_launch.runners.remote.jobs import LogPart
 from prefect_launch.runners.remote.vertex.client import GoogleClient, Service
 from prefect_launch.runners.remote.vertex.status import id_of, parse_time
@@ -164,6 +165,11 @@ class VertexLogs:
         if self._task is None or self._task.done() or self._task.get_loop() is not loop:
             self._task = loop.create_task(self._run())
         return part_of(wanted.mark, await wanted.future)
+
+    async def aclose(self) -> None:
+        """End what is being read."""
+        if self._task is not None:
+            await ended(self._task)
 
     async def ping(self) -> None:
         """Check that logs can be read.

@@ -36,7 +36,12 @@ async def make_folder(client: GoogleClient, folder: str) -> None:
     """
     bucket, name = _split(folder)
     path, params = f"/upload/storage/v1/b/{bucket}/o", {"uploadType": "media", "name": name}
-    answer = await client.call(Service.STORAGE, "POST", path, params=params, content=b"")
+    answer = await client.call(Service.STORAGE, "POST", path, may_be_forbidden=True, params=params, content=b"")
+    if answer.code == 403:
+        raise QueueError(
+            f"The agent may not write into gs://{bucket}: {answer.reason}. Give its account the role Storage Object"
+            " User on the bucket, or correct spec.staging_bucket in the queue's config."
+        )
     if answer.is_missing:
         raise QueueError(
             f"There is no bucket gs://{bucket}: {answer.reason}. Make it, or correct spec.staging_bucket in the queue's"

@@ -29,6 +29,7 @@ from prefect_launch.runners.remote.job_notes import JobNotes
 from prefect_launch.runners.remote.jobs import LogPart, RemoteJob, RemoteState
 from prefect_launch.runners.remote.vertex import options as vertex_options
 from prefect_launch.runners.remote.vertex.client import GoogleClient
+from prefect_launch.runners.remote.vertex.fields import snake_case
 from prefect_launch.runners.remote.vertex.jobs import VertexJobs
 from prefect_launch.runners.remote.vertex.logs import VertexLogs
 from prefect_launch.runners.remote.vertex.outputs import check_bucket, keep_outputs, make_folder
@@ -126,7 +127,8 @@ class VertexRunner(RemoteRunner):
             return found
         account = self._client.account
         where = f"project {await account.project()}, region {account.region}, as {await account.identity()}"
-        bucket = (options.get("spec") or {}).get("staging_bucket")
+        spec = {snake_case(name): value for name, value in (options.get("spec") or {}).items()}
+        bucket = spec.get("staging_bucket")
         checks: dict[str, Callable[[], Any]] = {"right to read logs": self._logs.ping}
         if isinstance(bucket, str) and bucket.startswith("gs://") and "{" not in bucket:
             checks["staging bucket"] = lambda: check_bucket(self._client, bucket)
@@ -150,6 +152,7 @@ class VertexRunner(RemoteRunner):
     async def aclose(self) -> None:
         await super().aclose()
         await self._jobs.aclose()
+        await self._logs.aclose()
         await self._client.aclose()
 
     # --- what Vertex AI offers ---

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from prefect_launch.core.output_limits import OutputLimits
-from prefect_launch.errors import NoRoomError, QueueError, SpecError, UnreachableError
+from prefect_launch.errors import InfrastructureError, NoRoomError, QueueError, SpecError, UnreachableError
 from prefect_launch.runners.base import ExitStatus, Labels, RunPlan, RunState
 from prefect_launch.runners.remote.jobs import RemoteState, RunHandle
 from prefect_launch.runners.remote.vertex import logs
@@ -201,6 +201,37 @@ async def test_bucket_that_is_not_there_is_the_queue_owners_fault(world: VertexW
     plan = world.plan(options={"spec": {**SPEC, "staging_bucket": "gs://no-such-bucket"}})
     with pytest.raises(QueueError, match=r"no bucket gs://no-such-bucket: .*correct spec.staging_bucket"):
         await started(world.runner(), plan)
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "words"),
+    [
+        ("/customJobs", InfrastructureError, "does not let this agent make the job .*Service Account User"),
+        ("/o", QueueError, "may not write into gs://launch-tests: .*Storage Object User"),
+    ],
+)
+async def test_right_that_lacks_for_one_queue_alone_closes_no_other(
+    world: VertexWorld, cloud: VertexCloud, path: str, error: type[Exception], words: str
+) -> None:
+    def refuse(request: httpx.Request) -> httpx.Response | None:
+        is_it = request.method == "POST" and request.url.path.endswith(path)
+        return httpx.Response(403, json={"error": {"message": "Permission denied."}}) if is_it else None
+
+    cloud.faults.append(refuse)
+    with pytest.raises(error, match=words) as refused:
+        await started(world.runner(), world.plan())
+    assert not isinstance(refused.value, UnreachableError)
+
+
+async def test_run_of_no_agent_is_asked_for_without_a_list_of_all_the_projects_jobs(
+    world: VertexWorld, cloud: VertexCloud
+) -> None:
+    runner, plan = world.runner(), world.plan("echo hi")
+    plan = plan.model_copy(update={"labels": {Labels.ITEM: plan.item_id}})
+    handle = await started(runner, plan)
+    cloud.calls.clear()
+    assert (await runner.watch(handle, plan)).succeeded
+    assert cloud.calls["GET customJobs"] == 0
 
 
 # --- many, throttled, away ---
