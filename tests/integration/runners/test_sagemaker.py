@@ -22,13 +22,8 @@ if TYPE_CHECKING:
 @pytest.fixture
 def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAws]:
     """An account; agents in this process ask it more often than AWS would bear."""
-    for name, value in {
-        "poll_seconds": 0.2,
-        "least_poll_seconds": 0.1,
-        "log_seconds": 0.2,
-        "settle_seconds": 0.2,
-    }.items():
-        monkeypatch.setattr(SageMakerRunner, name, value)
+    for name in ("poll_seconds", "least_poll_seconds", "log_seconds", "settle_seconds"):
+        monkeypatch.setattr(SageMakerRunner, name, 0.2)
     with fake_aws(tmp_path / "aws") as (aws, address):
         for name, value in aws_environment(address).items():
             monkeypatch.setenv(name, value)

@@ -107,6 +107,18 @@ def label_value(tag: str) -> str:
 # --- what SageMaker cannot run ---
 
 
+def check_fields(options: Mapping[str, Any]) -> None:
+    """Refuse fields that are not as SageMaker takes them; some may still be to come.
+
+    Raises:
+        SpecError: naming each.
+    """
+    fields = read_fields(options)
+    if "RoleArn" in fields:
+        fields["RoleArn"] = role_arn(fields["RoleArn"])
+    check_shape(fields, is_whole=False)
+
+
 def check_plan(plan: RunPlan) -> None:
     """Refuse a plan that SageMaker cannot run.
 

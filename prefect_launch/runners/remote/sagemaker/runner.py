@@ -29,6 +29,7 @@ from prefect_launch.runners.remote.sagemaker.logs import JobLog
 from prefect_launch.runners.remote.sagemaker.outputs import keep_outputs
 from prefect_launch.runners.remote.sagemaker.request import (
     MAX_VARIABLE_CHARS,
+    check_fields,
     check_plan,
     role_arn,
     training_job,
@@ -97,7 +98,7 @@ class SageMakerRunner(RemoteRunner):
 
     @classmethod
     def check_together(cls, options: Mapping[str, Any]) -> None:
-        sagemaker_options.check_shape(sagemaker_options.read_fields(options), is_whole=False)
+        check_fields(options)
 
     @classmethod
     def fill_rule(cls, option: str, keys: Keys, text: str) -> FillRule:

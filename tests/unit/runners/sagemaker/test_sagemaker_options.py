@@ -56,7 +56,7 @@ def test_wrong_option_is_refused_when_the_queue_is_made(options: dict[str, Any],
 
 
 def test_options_of_a_wandb_queue_are_taken_in_small_letters() -> None:
-    small = {"role_arn": ROLE, "output_data_config": QUEUE["OutputDataConfig"], "stopping_condition": {}}
+    small = {"role_arn": "training", "output_data_config": QUEUE["OutputDataConfig"], "stopping_condition": {}}
     found = make_config("sagemaker", {**small, "resource_config": QUEUE["ResourceConfig"]})
     assert sagemaker_options.read_fields(found.resource_args).keys() == QUEUE.keys()
 
