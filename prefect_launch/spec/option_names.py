@@ -26,6 +26,17 @@ SHORT_NAMES = {
     "w": "workdir",
 }
 
+#: Fields of SageMaker, which may be written as `ResourceConfig` or `resource_config`.
+_OF_SAGEMAKER: Final = (
+    *("algorithm-specification", "checkpoint-config", "debug-hook-config", "debug-rule-configurations"),
+    *("ecr-repo-name", "enable-inter-container-traffic-encryption", "enable-managed-spot-training"),
+    *("enable-network-isolation", "experiment-config", "hyper-parameters", "infra-check-config", "input-data-config"),
+    *("mlflow-config", "model-package-config", "output-data-config", "profiler-config", "profiler-rule-configurations"),
+    *("remote-debug-config", "resource-config", "retry-strategy", "role-arn", "session-chaining-config"),
+    *("stopping-condition", "tensor-board-output-config", "training-job-name", "vpc-config"),
+)
+_NORMAL_NAMES: Final = {**SHORT_NAMES, **{name.replace("-", ""): name for name in _OF_SAGEMAKER}}
+
 ENV: Final = "env"
 
 #: Other names of resources, as the reference has them.
@@ -44,7 +55,7 @@ def normalise_option(name: object) -> str:
         SpecError: when it is not text, or empty.
     """
     text = plain_name(name)
-    return SHORT_NAMES.get(text, text)
+    return _NORMAL_NAMES.get(text, text)
 
 
 def normalise_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -98,15 +98,10 @@ def _small(field: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "-", field).lower()
 
 
-def _spellings(fields: Mapping[str, object]) -> dict[str, str]:
-    return {name: field for field in fields for name in (_small(field), field.lower())}
-
-
 #: Normal names of options, each with its field.
-_FIELD_OF: Final = _spellings(_FIELDS)
-_REFUSED_NAMES: Final = {name: why for small, why in _REFUSED.items() for name in (small, small.replace("-", ""))}
-SUBMITTER_OPTIONS: Final = frozenset({*_spellings(_SUBMITTER), "e", "env"})
-OPTIONS: Final = SUBMITTER_OPTIONS | frozenset({*_spellings(_OWNER), "secrets", *_REFUSED_NAMES})
+_FIELD_OF: Final = {_small(field): field for field in _FIELDS}
+SUBMITTER_OPTIONS: Final = frozenset({*map(_small, _SUBMITTER), "e", "env"})
+OPTIONS: Final = SUBMITTER_OPTIONS | frozenset({*map(_small, _OWNER), "secrets", *_REFUSED})
 
 #: Of `ResourceConfig`: what a submitter may say in it. Warm pools, capacity plans and keys are the owner's.
 _SUBMITTER_RESOURCES: Final = frozenset({"InstanceType", "InstanceCount", "VolumeSizeInGB", "InstanceGroups"})
@@ -122,28 +117,20 @@ _DEFAULT_RUNTIME: Final = 86_400
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options under their normal names, a field under that of its small letters.
+    """Return options under their normal names, when their values are right.
 
     Raises:
-        SpecError: for a value that is not right, an option that is given twice, and one that is set elsewhere.
+        SpecError: for a value that is not right, and an option that is set elsewhere.
         NotFoundError: for an unknown option.
     """
-    checked: dict[str, Any] = {}
-    for name, value in normalise_options(options).items():
-        if name in _REFUSED_NAMES:
-            raise SpecError(f"The option {name!r} of sagemaker is not read: {_REFUSED_NAMES[name]}. Leave it out.")
+    checked = normalise_options(options)
+    for name, value in checked.items():
+        if name in _REFUSED:
+            raise SpecError(f"The option {name!r} of sagemaker is not read: {_REFUSED[name]}. Leave it out.")
         if name not in OPTIONS:
-            raise unknown_name("option", name, _shown_options(), where=" in resource_args.sagemaker")
+            raise unknown_name("option", name, OPTIONS - _REFUSED.keys(), where=" in resource_args.sagemaker")
         _read(name, value)
-        small = _small(_FIELD_OF[name]) if name in _FIELD_OF else name
-        if small in checked:
-            raise SpecError(f"The option {small!r} of sagemaker is given twice, in two spellings. Keep one of them.")
-        checked[small] = value
     return checked
-
-
-def _shown_options() -> list[str]:
-    return sorted({*map(_small, _FIELDS), "env", "secrets"})
 
 
 def _read(name: str, value: object) -> Any:

@@ -116,7 +116,8 @@ class SageMakerRunner(RemoteRunner):
     def preview(cls, plan: RunPlan) -> dict[str, Any]:
         check_plan(plan)
         made = training_job(plan, plan.name, role_arn(plan_role(plan)))
-        return {**made, "env": made.pop("Environment")}
+        env = made.pop("Environment")
+        return {**made, "env": env}
 
     def give_gpus(self, plan: RunPlan, ids: tuple[str, ...]) -> RunPlan:
         return plan  # An instance's type says which it has.

@@ -13,11 +13,13 @@ import pytest
 from prefect_launch.core.masking import Mask
 from prefect_launch.errors import LaunchError, QueueError, SpecError, UnsafeSpecError
 from prefect_launch.planning.environment import chunked
+from prefect_launch.policy.limits import check_fixed
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.runners.remote.sagemaker import options as sagemaker_options
 from prefect_launch.runners.remote.sagemaker.request import label_value, role_arn, tag_value, training_job
 from prefect_launch.runners.remote.sagemaker.runner import SageMakerRunner
+from prefect_launch.spec.option_names import normalise_option, normalise_options
 from tests.support.queue_config import make_config
 from tests.support.sagemaker import IMAGE, QUEUE, ROLE
 
@@ -39,10 +41,10 @@ def with_resources(**resources: Any) -> dict[str, Any]:
     [
         ({"region": "eu-west-1"}, r"'region' of sagemaker is not read: who the agent is at AWS .*clouds.aws"),
         ({"profile": "mine"}, "'profile' of sagemaker is not read"),
-        ({"EcrRepoName": "train"}, "'ecrreponame' of sagemaker is not read: .*builder.destination"),
+        ({"EcrRepoName": "train"}, "'ecr-repo-name' of sagemaker is not read: .*builder.destination"),
         ({"TrainingJobName": "mine"}, "a job's name comes from its item and attempt"),
         ({"resource_confg": {}}, "Unknown option 'resource-confg'.*resource-config"),
-        ({"ResourceConfig": {}, "resource_config": {}}, "given twice, in two spellings"),
+        ({"ResourceConfig": {}, "resource_config": {}}, "given twice, as .ResourceConfig. and .resource_config."),
         ({"RoleArn": 7}, "option 'RoleArn': 7: it must be text"),
         ({"HyperParameters": {"a": [1]}}, "'HyperParameters': the keys a: 'a' must be text or a number"),
         ({"ResourceConfig": {"InstanceCount": "two"}}, r"Invalid type for parameter ResourceConfig.InstanceCount"),
@@ -64,7 +66,7 @@ def test_options_of_a_wandb_queue_are_taken_in_small_letters() -> None:
 @pytest.mark.parametrize("field", sorted(QUEUE))
 def test_field_that_a_job_must_have_is_named(tmp_path: Path, field: str) -> None:
     plan = plan_of(tmp_path)
-    lacking = {name: one for name, one in plan.options.items() if name.replace("-", "") != field.lower()}
+    lacking = {name: one for name, one in plan.options.items() if name != normalise_option(field)}
     with pytest.raises(SpecError, match=f"needs resource_args.sagemaker.{field}"):
         runner_class("sagemaker")(tmp_path).check(plan.model_copy(update={"options": lacking}))
 
@@ -158,7 +160,7 @@ def test_text_that_is_no_role_is_refused(role: str) -> None:
 
 @pytest.mark.parametrize("name", ["RoleArn", "output_data_config", "VpcConfig", "Tags", "AlgorithmSpecification"])
 def test_role_network_and_places_are_the_owners(name: str) -> None:
-    small = name.replace("_", "-").lower()
+    small = normalise_option(name)
     assert small in SageMakerRunner.options - SageMakerRunner.submitter_options
 
 
@@ -187,3 +189,24 @@ def test_limits_bound_instances_volumes_and_runtime() -> None:
     groups = [{"InstanceType": "ml.m5.large", "InstanceCount": 3, "InstanceGroupName": name} for name in "ab"]
     with pytest.raises(QueueError, match="asks for 6 of 'instance-count'"):
         make_config("sagemaker", {**QUEUE, "ResourceConfig": {"InstanceGroups": groups}, "limits": limits})
+
+
+def test_field_that_the_queue_sets_is_fixed_in_any_spelling() -> None:
+    config = make_config("sagemaker", QUEUE)
+    for name in ("ResourceConfig", "resource_config", "resource-config"):
+        options = normalise_options({name: {}})
+        with pytest.raises(UnsafeSpecError, match="'resource-config' is set by the queue and cannot be given"):
+            check_fixed(options, config, SageMakerRunner)
+
+
+def test_preview_tells_no_values_of_variables_among_the_fields(tmp_path: Path) -> None:
+    made = SageMakerRunner.preview(plan_of(tmp_path, env={"TOKEN": "value"}))
+    assert made.pop("env")["TOKEN"] == "value"
+    assert "value" not in str(made)
+
+
+def test_each_field_that_botocore_knows_of_is_one_of_the_options_or_the_runners_own() -> None:
+    own = {"TrainingJobName", "ServerlessJobConfig"}
+    shape = sagemaker_options._model()
+    assert set(shape.members) - own == set(sagemaker_options._FIELDS)
+    assert {normalise_option(field) for field in sagemaker_options._FIELDS} < SageMakerRunner.options
