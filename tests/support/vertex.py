@@ -113,6 +113,7 @@ class VertexCloud:
         lost_answers: so many of the next calls do their work, and their answers are lost.
         away: whether nobody answers.
         calls: how often each call was made.
+        made: the display name of each job that was ever made.
     """
 
     folder: Path
@@ -128,6 +129,7 @@ class VertexCloud:
     lost_answers: int = 0
     away: bool = False
     calls: Counter[str] = field(default_factory=Counter)
+    made: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
@@ -183,6 +185,18 @@ class VertexCloud:
         for processes in list(self._processes.values()):
             for process in processes:
                 _kill(process, signal.SIGKILL)
+
+    def lose_next_create(self) -> None:
+        """Make the next job that is asked for, and lose the answer."""
+
+        def lose(request: httpx.Request) -> httpx.Response | None:
+            if request.method == "POST" and request.url.path.endswith("/customJobs"):
+                self.faults.remove(lose)
+                self.answer(request)
+                raise httpx.ReadError("lost", request=request)
+            return None
+
+        self.faults.append(lose)
 
     # --- answers ---
 
@@ -244,6 +258,7 @@ class VertexCloud:
             "_shown": time.monotonic() + self.list_lag,
         }
         self.jobs[str(self._ids)] = job
+        self.made.append(job["displayName"])
         answer = httpx.Response(200, json=job)
         self._schedule()
         return answer

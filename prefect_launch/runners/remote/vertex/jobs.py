@@ -34,6 +34,9 @@ _LOOK_SECONDS: Final = 1.0
 _DELETED_SECONDS: Final = 600.0
 #: How long a second job may take to end before it is left to itself.
 _TWIN_SECONDS: Final = 900.0
+#: What is kept of a job; its variables may be long.
+_FIELDS: Final = ("name", "displayName", "labels", "state", "createTime", "startTime", "endTime", "error")
+_SPEC_FIELDS: Final = ("baseOutputDirectory", "scheduling")
 _ACTIVE: Final = " AND ".join(f'state!="{name}"' for name in ENDED_STATES)
 
 
@@ -166,7 +169,7 @@ class VertexJobs:
         answer = await self._client.call(Service.VERTEX, "POST", path, **sent, json=dict(body))
         if not answer.is_good:
             raise _refusal(answer)
-        job = answer.body
+        job = _trimmed(answer.body)
         self._seen[job["displayName"]] = _Seen(job, time.monotonic())
         return job
 
@@ -219,12 +222,12 @@ class VertexJobs:
         if resource in self._deleted:
             return None
         answer = await self._client.call(Service.VERTEX, "GET", f"/v1/{resource}")
-        return None if answer.is_missing else self._client.good(answer, f"the job {resource!r}").body
+        return None if answer.is_missing else _trimmed(self._client.good(answer, f"the job {resource!r}").body)
 
     async def _list(self, wanted: str) -> list[Job]:
         path, params = await self._client.jobs_path(), {"filter": wanted, "pageSize": _PAGE}
         found = await self._client.pages(Service.VERTEX, path, "customJobs", params)
-        return [job for job in found if job["name"] not in self._deleted]
+        return [_trimmed(job) for job in found if job["name"] not in self._deleted]
 
     # --- two jobs of one name ---
 
@@ -264,6 +267,12 @@ class VertexJobs:
             else:
                 await self._cancel(now)
                 await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _trimmed(job: Job) -> Job:
+    spec = job.get("jobSpec") or {}
+    kept = {name: job[name] for name in _FIELDS if name in job}
+    return {**kept, "jobSpec": {name: spec[name] for name in _SPEC_FIELDS if name in spec}}
 
 
 def _refusal(answer: Answer) -> LaunchError:

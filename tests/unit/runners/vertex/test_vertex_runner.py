@@ -137,14 +137,7 @@ async def test_job_whose_answer_was_lost_is_found_though_lists_are_late(world: V
     plan = world.plan("sleep 0.1")
     handle = await world.runner().create(plan)
 
-    def lose(request: httpx.Request) -> httpx.Response | None:
-        if request.method == "POST" and request.url.path.endswith("/customJobs"):
-            cloud.faults.remove(lose)
-            cloud.answer(request)
-            raise httpx.ReadError("lost", request=request)
-        return None
-
-    cloud.faults.append(lose)
+    cloud.lose_next_create()
     with pytest.raises(UnreachableError):
         await started(world.runner(), plan)
     # Another agent of this home goes on, as after a crash.
@@ -336,6 +329,15 @@ async def test_late_and_reordered_entries_are_kept_once_and_the_services_own_lef
     lines = plan.log_path.read_text().splitlines()
     assert lines[:3] == ["one", "two", "[workerpool1-0] from another"]
     assert sorted(lines[3:]) == sorted(["late", "plain", '{"message": "m", "loss": 0.5}'])
+
+
+async def test_each_worker_of_a_job_has_its_lines_in_the_log(world: VertexWorld) -> None:
+    pool = SPEC["worker_pool_specs"][0]
+    spec = {**SPEC, "worker_pool_specs": [pool, {**pool, "replica_count": 2}]}
+    runner, plan = world.runner(), world.plan("echo hi; sleep 0.5", options={"spec": spec})
+    assert (await runner.watch(await started(runner, plan), plan)).succeeded
+    lines = sorted(plan.log_path.read_text().splitlines())
+    assert lines == ["[workerpool1-0] hi", "[workerpool1-1] hi", "hi"]
 
 
 async def test_entries_that_come_after_the_end_are_waited_for(
