@@ -11,7 +11,7 @@ A pool with another image of its own, such as a reduction server, runs as its ow
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from prefect_launch.core.validation import texts_in
 from prefect_launch.errors import QueueError, SpecError, UnsafeSpecError
@@ -34,6 +34,8 @@ IMAGE_MACRO: Final = "${image_uri}"
 #: Where Vertex AI mounts buckets.
 _MOUNT: Final = "/gcs/"
 _FOLDER: Final = "launch"
+#: Runs a command in a folder of the image.
+_ENTER: Final = ("sh", "-c", 'cd "$0" && exec "$@"')
 _MOST_LABELS: Final = 64
 #: Fields of a worker pool that say how much a run gets, or what of the item's own runs there.
 _FREE: Final = frozenset(
@@ -168,6 +170,18 @@ def amounts(options: Mapping[str, Any]) -> dict[str, Amount]:
 # --- the job ---
 
 
+def refuse_base_image(image: str) -> NoReturn:
+    """Refuse a job whose code is to run in an image that it is not built into.
+
+    Raises:
+        SpecError: naming the image.
+    """
+    raise SpecError(
+        f"The job's code is to run in the image {image!r} as it is, and Vertex AI takes no code into a container."
+        " Create the job again without a base image, so that an image is built of its code."
+    )
+
+
 def check_plan(plan: RunPlan) -> None:
     """Refuse a plan that cannot be a custom job.
 
@@ -176,16 +190,13 @@ def check_plan(plan: RunPlan) -> None:
         QueueError: when it has secrets, which its queue does not let Google's console show.
     """
     check_together(plan.options)
-    if plan.working_dir:
+    if plan.working_dir and not plan.command:
         raise SpecError(
-            f"The job is to run in the folder {plan.working_dir!r}, and Vertex AI starts a container in the folder of"
-            " its image. Set WORKDIR in the image, or change the folder in the command."
+            f"The job is to run in the folder {plan.working_dir!r}, and it has no command: Vertex AI starts an image's"
+            " own in the image's own folder. Give an entry point, or leave the folder out."
         )
     if plan.code_dir is not None and plan.image is not None:
-        raise SpecError(
-            f"The job's code is to run in the image {plan.image!r} as it is, and Vertex AI takes no code into a"
-            " container. Leave the base image out, so that an image is built of the code."
-        )
+        refuse_base_image(plan.image)
     if plan.file_overrides:
         raise SpecError(
             f"The config file {min(plan.file_overrides)!r} is in the job's image, where nothing can be changed. Give"
@@ -254,7 +265,8 @@ def _pool(pool: Mapping[str, Any], index: int, plan: RunPlan, folder: str) -> di
     if index == 0 or container.get("imageUri") in images:
         container["imageUri"] = plan.resolved_image or plan.image or "(the job's image)"
         if plan.command:
-            container["command"] = list(plan.command)
+            enter = (*_ENTER, plan.working_dir) if plan.working_dir else ()
+            container["command"] = [*enter, *plan.command]
         if plan.args:
             container["args"] = list(plan.args)
     ours = job_env(plan, folder)

@@ -107,6 +107,10 @@ class VertexRunner(RemoteRunner):
         return vertex_options.amounts(options)
 
     @classmethod
+    def check_image(cls, image: str, options: Mapping[str, Any]) -> None:
+        vertex_options.refuse_base_image(image)  # A base image: of an item that names its own, nothing is asked.
+
+    @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:
         return vertex_options.preview(plan)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prefect_launch import create_job, launch_add
+from prefect_launch.client.api import use_api
 from prefect_launch.core.masking import Mask
 from prefect_launch.errors import LaunchError, QueueError, SpecError, UnsafeSpecError
 from prefect_launch.runners.base import Labels, RunPlan
@@ -15,6 +18,7 @@ from prefect_launch.runners.remote.vertex.labels import as_google, from_google
 from prefect_launch.runners.remote.vertex.options import custom_job
 from prefect_launch.runners.remote.vertex.runner import VertexRunner
 from prefect_launch.spec.launch_spec import LaunchSpec
+from prefect_launch.testing import InMemoryApi
 from tests.support.queue_config import make_config
 from tests.unit.runners.vertex.world import SPEC
 
@@ -160,7 +164,7 @@ def test_secret_is_refused_unless_the_owner_lets_google_show_it(tmp_path: Path, 
     ("changes", "words"),
     [
         ({"code_dir": Path("/code")}, "takes no code into a container"),
-        ({"working_dir": "sub"}, "in the folder 'sub'"),
+        ({"working_dir": "sub"}, "in the folder 'sub', and it has no command"),
         ({"file_overrides": {"c.yaml": {}}}, "'c.yaml' is in the job's image"),
         ({"env": {"a-b": "1"}}, "the name of a variable"),
     ],
@@ -170,6 +174,25 @@ def test_plan_that_a_container_of_the_service_cannot_run_is_refused(
 ) -> None:
     with pytest.raises(SpecError, match=words):
         VertexRunner(tmp_path).check(plan_of(tmp_path, **changes))
+
+
+def test_job_with_a_base_image_is_refused_before_it_is_queued(tmp_path: Path) -> None:
+    api = InMemoryApi(entity="acme")
+    (tmp_path / "train.py").write_text("print(1)\n")
+    with use_api(api):
+        api.create_run_queue("gcp", "vertex", config={"spec": SPEC})
+        create_job(str(tmp_path), "code", name="train", entrypoint="python train.py", base_image="python:3.12")
+        with pytest.raises(SpecError, match=r"in the image 'python:3.12' as it is, .* without a base image"):
+            launch_add(job="train", queue_name="gcp")
+        assert list(api.items(queue="gcp")) == []
+
+
+def test_command_runs_in_the_folder_of_the_image_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    plan = plan_of(tmp_path, command=("sh", "-c", 'pwd; echo "$1"', "sh"), args=("a b",), working_dir="sub")
+    made = container(plan)
+    done = subprocess.run([*made["command"], *made["args"]], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str((tmp_path / "sub").resolve()), "a b"]
 
 
 @pytest.mark.parametrize(
