@@ -10,6 +10,7 @@ import pytest
 
 from prefect_launch.runners.remote.sagemaker.runner import SageMakerRunner
 from tests.support.agent_thread import running
+from tests.support.engine_cases import EngineContract, EnginePlace
 from tests.support.live import REPORT_LOSS, Site, until
 from tests.support.sagemaker import IMAGE, QUEUE, FakeAws, aws_environment, fake_aws
 
@@ -79,3 +80,29 @@ def test_item_that_waits_for_capacity_says_so_and_is_cancelled(site: Site, aws: 
         until(lambda: run.item.is_terminal)
     assert site.states(run)[-1] == "Cancelled"
     assert [job.status for job in aws.jobs.values()] == ["Stopped"]
+
+
+@pytest.fixture
+def engine_place(prefect_server: PrefectServerProcess, aws: FakeAws, tmp_path: Path, unique: str) -> EnginePlace:
+    config = {**QUEUE, "env": {"FOLDER": str(tmp_path), "COUNT": str(tmp_path)}}
+
+    def reach(*, is_away: bool) -> None:
+        aws.is_away = is_away
+
+    return EnginePlace(
+        prefect_server,
+        tmp_path,
+        unique,
+        "sagemaker",
+        config,
+        lambda: reach(is_away=True),
+        lambda: reach(is_away=False),
+        image=IMAGE,
+        away_seconds=15.0,
+        many=30,
+    )
+
+
+@pytest.mark.soak
+class TestEngine(EngineContract):
+    """An agent's promises; its processes ask AWS as seldom as real ones, so this takes minutes."""

@@ -51,7 +51,6 @@ def _list(value: object) -> list[Any]:
 _SUBMITTER: Final[dict[str, _Reader]] = {
     "CheckpointConfig": _mapping,
     "EnableManagedSpotTraining": values.boolean,
-    "Environment": _texts,
     "HyperParameters": _texts,
     "InputDataConfig": _list,
     "ResourceConfig": _mapping,
@@ -63,6 +62,7 @@ _OWNER: Final[dict[str, _Reader]] = {
     "DebugRuleConfigurations": _list,
     "EnableInterContainerTrafficEncryption": values.boolean,
     "EnableNetworkIsolation": values.boolean,
+    "Environment": _texts,
     "ExperimentConfig": _mapping,
     "InfraCheckConfig": _mapping,
     "MlflowConfig": _mapping,
@@ -194,6 +194,12 @@ def amounts(options: Mapping[str, Any]) -> dict[str, Amount]:
         "max-runtime-in-seconds": Amount(runtime, str(runtime)),
         "volume-size-in-gb": Amount(volume, str(volume)),
     }
+
+
+def set_inside(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variables that a queue sets in `Environment`, which win over those of an item's `env`."""
+    given = options.get("environment")
+    return {f"env.{name}": f"Environment.{name}" for name in given} if isinstance(given, Mapping) else {}
 
 
 def own_image(options: Mapping[str, Any]) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
+from prefect_launch.core.validation import texts_in
 from prefect_launch.errors import QueueError, SpecError
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.runners.base import RunPlan, with_default_variables
@@ -210,6 +211,8 @@ def _check_environment(plan: RunPlan) -> None:
         )
     shown = sorted(name for name, value in made.items() if plan.mask.text(value) != value)
     shown += ["its arguments"] if any(plan.mask.text(word) != word for word in (*plan.command, *plan.args)) else []
+    others = {name: one for name, one in read_fields(plan.options).items() if name != "Environment"}
+    shown += ["its options"] if any(plan.mask.text(text) != text for text in texts_in(others)) else []
     if shown and not has_secrets_allowed(plan.options):
         raise QueueError(
             f"The job has secrets ({', '.join(shown)}), and whoever may describe training jobs in the AWS account can"

@@ -105,6 +105,10 @@ class SageMakerRunner(RemoteRunner):
         return sagemaker_options.fill_rule(option, keys, text)
 
     @classmethod
+    def set_inside(cls, options: Mapping[str, Any]) -> dict[str, str]:
+        return sagemaker_options.set_inside(options)
+
+    @classmethod
     def amounts(cls, options: Mapping[str, Any]) -> dict[str, Amount]:
         return sagemaker_options.amounts(options)
 

@@ -141,6 +141,10 @@ def test_secrets_are_refused_where_aws_would_show_them_and_the_owner_has_not_all
     with pytest.raises(QueueError, match=r"secrets \(TOKEN\).*sagemaker.secrets = true.*Secrets Manager"):
         SageMakerRunner(tmp_path).check(plan_of(tmp_path, **secret))
     SageMakerRunner(tmp_path).check(plan_of(tmp_path, {"secrets": True}, **secret))
+    with pytest.raises(QueueError, match=r"secrets \(its options\)"):
+        SageMakerRunner(tmp_path).check(
+            plan_of(tmp_path, {"HyperParameters": {"key": "s3cr3t"}}, mask=Mask(["s3cr3t"]))
+        )
     assert "secrets" not in SageMakerRunner.submitter_options
 
 
@@ -189,6 +193,14 @@ def test_limits_bound_instances_volumes_and_runtime() -> None:
     groups = [{"InstanceType": "ml.m5.large", "InstanceCount": 3, "InstanceGroupName": name} for name in "ab"]
     with pytest.raises(QueueError, match="asks for 6 of 'instance-count'"):
         make_config("sagemaker", {**QUEUE, "ResourceConfig": {"InstanceGroups": groups}, "limits": limits})
+
+
+def test_variable_that_the_queue_sets_is_fixed_in_either_place() -> None:
+    for place in ("Environment", "env"):
+        config = make_config("sagemaker", {**QUEUE, place: {"MODE": "safe"}})
+        with pytest.raises(UnsafeSpecError, match="'env.MODE' is set by the queue"):
+            check_fixed({"env": {"MODE": "other"}}, config, SageMakerRunner)
+    assert "environment" not in SageMakerRunner.submitter_options
 
 
 def test_field_that_the_queue_sets_is_fixed_in_any_spelling() -> None:
