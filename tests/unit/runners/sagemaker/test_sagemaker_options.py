@@ -198,7 +198,7 @@ def test_limits_bound_instances_volumes_and_runtime() -> None:
 def test_variable_that_the_queue_sets_is_fixed_in_either_place() -> None:
     for place in ("Environment", "env"):
         config = make_config("sagemaker", {**QUEUE, place: {"MODE": "safe"}})
-        with pytest.raises(UnsafeSpecError, match="'env.MODE' is set by the queue"):
+        with pytest.raises(UnsafeSpecError, match=r"'env.MODE' is set by the queue"):
             check_fixed({"env": {"MODE": "other"}}, config, SageMakerRunner)
     assert "environment" not in SageMakerRunner.submitter_options
 
