@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prefect_launch.cli.item_view import find
-from prefect_launch.cli.options import JsonOption
-from prefect_launch.cli.output import Column, lasted, print_json, print_table, table_of
+from prefect_launch.cli.item_view import find_all
+from prefect_launch.cli.options import ItemIds, JsonOption
+from prefect_launch.cli.output import Column, lasted, live_screen, print_json, print_table, table_of
 from prefect_launch.cli.process import connected
 from prefect_launch.cli.usage_view import usage_cells
 from prefect_launch.client.item_fields import duration_of, state_of
 from prefect_launch.core.names import name_and_id, short_id
-from prefect_launch.core.terminal import unguarded_stdout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,9 +36,7 @@ class _Use:
 
 
 def top(
-    item_ids: Annotated[
-        list[str], typer.Argument(metavar="ID...", help="Items: their ids, the last 8 characters, or their names.")
-    ],
+    item_ids: ItemIds,
     interval: Annotated[
         float, typer.Option("--interval", metavar="SECONDS", min=0.5, help="Time between two looks.")
     ] = 2.0,
@@ -50,7 +47,7 @@ def top(
     Of an item that has ended: the mean of its CPUs and GPUs, and the peak of its memory.
     """
     api = connected()
-    runs = [find(api, given) for given in item_ids]
+    runs = find_all(api, item_ids)
     uses = _read(api, runs)
     if json:
         print_json([{"id": one.item.id, "state": state_of(one.item), "usage": one.usage} for one in uses])
@@ -64,20 +61,13 @@ def top(
 
 
 def _live(api: Api, runs: Sequence[QueuedRun], interval: float) -> None:
-    from rich.console import Console
-    from rich.live import Live
-
-    console = Console(highlight=False, file=unguarded_stdout())  # It draws the table over itself.
-    try:
-        with Live(console=console, auto_refresh=False) as live:
-            while True:
-                uses = _read(api, runs)
-                live.update(_drawn(uses, console), refresh=True)
-                if all(one.item.is_terminal for one in uses):
-                    return
-                time.sleep(interval)
-    except KeyboardInterrupt:  # How one leaves it.
-        raise typer.Exit(0) from None
+    with live_screen() as (console, draw):
+        while True:
+            uses = _read(api, runs)
+            draw(_drawn(uses, console))
+            if all(one.item.is_terminal for one in uses):
+                return
+            time.sleep(interval)
 
 
 def _drawn(uses: Sequence[_Use], console: Console) -> RenderableType:

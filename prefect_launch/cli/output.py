@@ -10,18 +10,20 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import typer
 
-from prefect_launch.core.terminal import printable
+from prefect_launch.core.terminal import printable, unguarded_stdout
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
 
@@ -220,6 +222,27 @@ def _cell(value: object) -> Text:
 
     text = printable("" if value is None else str(value))
     return Text(text, style=_STYLES.get(text.lower(), ""))
+
+
+@contextmanager
+def live_screen(*, whole: bool = False) -> Iterator[tuple[Console, Callable[[RenderableType], None]]]:
+    """Draw again and again over what was drawn before, until the block ends or Ctrl-C ends the command.
+
+    Args:
+        whole: take the whole screen, and give it back at the end.
+
+    Yields:
+        The terminal, and what draws on it.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(highlight=False, file=unguarded_stdout())
+    try:
+        with Live(console=console, screen=whole, auto_refresh=False) as live:
+            yield console, partial(live.update, refresh=True)
+    except KeyboardInterrupt:  # How one leaves it.
+        raise typer.Exit(0) from None
 
 
 def _fitted(columns: Sequence[Column], rows: list[list[Text]], width: int) -> list[int]:

@@ -13,11 +13,11 @@ from prefect_launch.cli import agent as agent_commands
 from prefect_launch.cli import item_list
 from prefect_launch.cli import queue as queue_commands
 from prefect_launch.cli.options import single
-from prefect_launch.cli.output import print_table, table_of
+from prefect_launch.cli.output import live_screen, print_table, table_of
 from prefect_launch.cli.process import connected
 from prefect_launch.cli.usage_view import usage_cells
 from prefect_launch.core.states import ACTIVE
-from prefect_launch.core.terminal import printable, unguarded_stdout
+from prefect_launch.core.terminal import printable
 from prefect_launch.queues.agent_status import usage_in
 
 if TYPE_CHECKING:
@@ -65,17 +65,10 @@ def top(
     if not sys.stdout.isatty():
         _print(read_overview(api))
         return
-    from rich.console import Console
-    from rich.live import Live
-
-    console = Console(highlight=False, file=unguarded_stdout())  # It draws its screen over itself.
-    try:
-        with Live(console=console, screen=True, auto_refresh=False) as live:
-            while True:
-                live.update(_shown(api, console), refresh=True)
-                time.sleep(interval)
-    except KeyboardInterrupt:  # How one leaves it.
-        raise typer.Exit(0) from None
+    with live_screen(whole=True) as (console, draw):
+        while True:
+            draw(_shown(api, console))
+            time.sleep(interval)
 
 
 def read_overview(api: Api) -> Overview:

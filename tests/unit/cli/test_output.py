@@ -8,8 +8,9 @@ from datetime import datetime, timedelta, timezone
 from uuid import UUID
 
 import pytest
+import typer
 
-from prefect_launch.cli.output import Column, ago, lasted, print_details, print_json, print_table
+from prefect_launch.cli.output import Column, ago, lasted, live_screen, print_details, print_json, print_table
 from prefect_launch.core.states import StateType
 
 COLUMNS = (Column("ID"), Column("NAME", gives_way=True), Column("STATE"), Column("TOOK", right=True))
@@ -160,3 +161,16 @@ def test_durations_are_reported_in_their_largest_unit(seconds: float | None, tol
 def test_moment_is_told_by_its_distance() -> None:
     assert ago(datetime.now(timezone.utc) - timedelta(minutes=5)) == "5 min ago"
     assert ago(None) == ""
+
+
+def test_live_screen_is_left_by_ctrl_c_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    def look() -> None:
+        with live_screen() as (_, draw):
+            draw("first look")
+            raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit) as left:
+        look()
+
+    assert left.value.exit_code == 0
+    assert "first look" in capsys.readouterr().out
