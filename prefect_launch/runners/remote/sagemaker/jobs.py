@@ -23,7 +23,14 @@ from pydantic import BaseModel, ConfigDict
 
 from prefect_launch.clouds.accounts import Clouds
 from prefect_launch.clouds.aws import aws_errors
-from prefect_launch.errors import InfrastructureError, NoRoomError, SpecError, UnreachableError, clause
+from prefect_launch.errors import (
+    AgentConfigError,
+    InfrastructureError,
+    NoRoomError,
+    SpecError,
+    UnreachableError,
+    clause,
+)
 from prefect_launch.runners.base import Labels
 from prefect_launch.runners.remote.job_notes import JobNotes
 from prefect_launch.runners.remote.jobs import RemoteJob
@@ -37,6 +44,8 @@ _OVERLAP: Final = timedelta(minutes=2)
 #: A job that no list has shown as changed is described again after so long.
 _STALE_SECONDS: Final = 600.0
 _PAGE: Final = 100
+#: A request that was not answered has no effect any more after so long.
+_LATE_SECONDS: Final = 3600.0
 #: So many jobs are described, or their tags read, at a time.
 _AT_ONCE: Final = 8
 #: So many older claims of one attempt may have left a job.
@@ -157,7 +166,12 @@ class TrainingJobs:
             name = name_of(run, number)
             # Before the job: an agent that dies now looks whether there is one.
             await anyio.to_thread.run_sync(self._notes.write, name, JobNote())
-            if await self._create({**request, "TrainingJobName": name}):
+            try:
+                is_made = await self._create({**request, "TrainingJobName": name})
+            except (AgentConfigError, NoRoomError, SpecError):
+                await self._drop(name)  # It is refused, and not only unanswered.
+                raise
+            if is_made:
                 starting = {"TrainingJobName": name, "TrainingJobStatus": "InProgress", "SecondaryStatus": "Starting"}
                 self._seen[name] = _Seen(starting)
                 await self._keep(name, labels)
@@ -227,6 +241,11 @@ class TrainingJobs:
         await anyio.to_thread.run_sync(self._notes.remove, name)
         self._labels.pop(name, None)
 
+    def _drop_old(self, name: str) -> None:
+        """Remove the note of a job that never came to be; blocks."""
+        if time.time() - self._notes.written_at(name) > _LATE_SECONDS:
+            self._notes.remove(name)
+
     # --- looks ---
 
     async def refresh(self) -> None:
@@ -249,6 +268,7 @@ class TrainingJobs:
             if has_ended(job) and parsed[1] == 1:
                 # Most are of items that are done with; the few others are described.
                 self._seen.pop(name, None)
+                self._labels.pop(name, None)
             else:
                 self._seen[name] = _Seen(job)
 
@@ -295,6 +315,7 @@ class TrainingJobs:
 
         async def look(name: str) -> RemoteJob | None:
             if name not in self._seen and await self._describe(name) is None:
+                await anyio.to_thread.run_sync(self._drop_old, name)
                 return None
             if has_ended(self._seen[name].job) and name not in noted:
                 return None

@@ -222,6 +222,7 @@ async def test_refusal_says_who_must_act(
     with pytest.raises(kind, match=words):
         await started(world.runner(), world.plan(SUCCEED))
     assert world.aws.jobs == {}
+    assert not list((world.folder / "home" / "remote" / "sagemaker" / "jobs").iterdir())
 
 
 # --- logs ---
