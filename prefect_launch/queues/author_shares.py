@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from prefect_launch.core.states import StateType
 from prefect_launch.core.units import counted
 from prefect_launch.errors import QueueError
+from prefect_launch.policy.template import QueueConfig
 from prefect_launch.queues.claim import COUNTED
 from prefect_launch.server.paging import all_items
 from prefect_launch.server.protocol import Server
-from prefect_launch.server.values import JOB_FLOW, PAGE, Item, ItemDraft, ItemFilter
+from prefect_launch.server.values import JOB_FLOW, PAGE, Item, ItemDraft, ItemFilter, Pool
 from prefect_launch.spec.item_parameters import author_of, author_tag, is_scheduler
 
 if TYPE_CHECKING:
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
 def has(author: str) -> str:
     """Return the beginning of a sentence about what an author has."""
     return f"{author} has" if author else "Items without an author have"
+
+
+def per_author_of(pool: Pool) -> int | None:
+    """Return how many jobs of one author may be in work on a queue; `None`: any number."""
+    try:
+        return QueueConfig.from_template(pool.name, pool.base_job_template).per_author
+    except QueueError:  # Nothing of it can be planned, which its items say.
+        return None
 
 
 async def read_in_work(server: Server, queue: str) -> list[Item]:

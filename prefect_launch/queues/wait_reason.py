@@ -21,7 +21,7 @@ from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.core.units import utc_minute, utc_time
 from prefect_launch.jobs.index import PATH_TAG
 from prefect_launch.queues.agent_status import AgentInfo, online_agents, problem_of
-from prefect_launch.queues.author_shares import count_waiting, has
+from prefect_launch.queues.author_shares import count_waiting, has, per_author_of
 from prefect_launch.queues.predecessors import Predecessors, read_predecessors
 from prefect_launch.queues.sweep_status import read_sweep_status, sweep_of
 from prefect_launch.server.protocol import Server
@@ -231,10 +231,8 @@ def _limit(facts: WaitFacts) -> _Reason | None:
 
 
 def _share(facts: WaitFacts) -> _Reason | None:
-    most, author = facts.queue.per_author, author_of(facts.item)
-    if most is None or is_scheduler(facts.item):
-        return None
-    if len(facts.queue.in_work_of(author)) < most:
+    active = len(facts.queue.in_work_of(author_of(facts.item)))
+    if not _takes_turns(facts) or active < (facts.queue.per_author or 0):
         return None
     return WaitCause.SHARE, f"{_share_of_author(facts)}."
 
@@ -510,7 +508,7 @@ async def read_queue_facts(server: Server, name: str) -> QueueFacts | None:
         resource=str(configuration.get("resource") or ""),
         is_paused=pool.is_paused,
         limit=pool.concurrency_limit,
-        per_author=configuration.get("per_author"),
+        per_author=per_author_of(pool),
         agents=tuple(agents),
         priorities=tuple(priorities),
         in_work=tuple(in_work),

@@ -18,13 +18,12 @@ from prefect_launch.agent.polling.author_gate import AuthorGate
 from prefect_launch.agent.polling.candidates import AdmissionCheck, Candidates, Startable
 from prefect_launch.agent.polling.predecessor_gate import PredecessorGate
 from prefect_launch.core.states import StateType
-from prefect_launch.errors import LaunchError, QueueError, unknown_name
-from prefect_launch.policy.template import QueueConfig
-from prefect_launch.queues.author_shares import has, is_over_share
+from prefect_launch.errors import LaunchError, unknown_name
+from prefect_launch.queues.author_shares import has, is_over_share, per_author_of
 from prefect_launch.queues.claim import COUNTED, claim, is_over_limit, release_claim
 from prefect_launch.queues.presence import Holder
 from prefect_launch.queues.transitions import retry_until_available
-from prefect_launch.server.values import PAGE, SCHEDULER_FLOW, SWEEPS_WORK_QUEUE, Item, ItemFilter, Pool
+from prefect_launch.server.values import PAGE, SCHEDULER_FLOW, SWEEPS_WORK_QUEUE, Item, ItemFilter
 from prefect_launch.spec.item_parameters import author_of, is_scheduler
 
 if TYPE_CHECKING:
@@ -232,7 +231,7 @@ class QueuePoller:
             self._limits[queue] = Limits(
                 pool=pool.concurrency_limit if pool else None,
                 queues={one.name: one.concurrency_limit for one in priorities if one.concurrency_limit is not None},
-                per_author=_per_author(pool) if pool else None,
+                per_author=per_author_of(pool) if pool else None,
             )
 
     async def watch_limits(self) -> None:
@@ -243,10 +242,3 @@ class QueuePoller:
                 await self.read_limits()
             except LaunchError as error:
                 log.debug("limits not read: %s", error)
-
-
-def _per_author(pool: Pool) -> int | None:
-    try:
-        return QueueConfig.from_template(pool.name, pool.base_job_template).per_author
-    except QueueError:  # Nothing of it can be planned, which its items say.
-        return None
