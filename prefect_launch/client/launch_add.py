@@ -6,7 +6,8 @@ leaves nothing behind. In a flow, `launch_add` is a task of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from prefect_launch.client import in_flow
@@ -21,8 +22,11 @@ from prefect_launch.planning.refused_fields import refuse_unread_at_queue
 from prefect_launch.queues.author_shares import check_waiting
 from prefect_launch.queues.pool import DEFAULT_QUEUE
 from prefect_launch.queues.session import CachedQueue, Session
-from prefect_launch.server.values import PAGE, Item, ItemDraft
+from prefect_launch.server.values import BULK, PAGE, Item, ItemDraft
 from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec, parse_spec
+
+#: Is told how many items of how many are on the queue.
+Progress = Callable[[int, int], None]
 
 #: The second try sees a queue that was deleted and created again meanwhile.
 _ATTEMPTS: Final = 2
@@ -120,13 +124,24 @@ async def alaunch_add(arguments: Mapping[str, Any]) -> QueuedRun:
 
 
 def launch_add_many(
-    specs: Iterable[LaunchSpec | Mapping[str, Any]], queue_name: str | None = None, *, api: Api | None = None
+    specs: Iterable[LaunchSpec | Mapping[str, Any]],
+    queue_name: str | None = None,
+    *,
+    run_id: str | None = None,
+    progress: Progress | None = None,
+    api: Api | None = None,
 ) -> list[QueuedRun]:
     """Put many items on one queue, in as few requests as possible; each exactly once, in order.
+
+    With `run_id`, a call that was killed can be made again: it adds what is missing, and no item twice.
 
     Args:
         specs: launch configs.
         queue_name: of the queue; `default` when none is given.
+        run_id: a name for the list. Its items have the run ids `NAME-1`, `NAME-2`, … in its order, but for those with
+            their own. Further items may follow at the end of the list later.
+        progress: is called with the number of items that are on the queue, and of all: first with those that were
+            there already, then after each request.
         api: the server; the default one when none is given.
 
     Returns:
@@ -135,16 +150,26 @@ def launch_add_many(
     Raises:
         LaunchError: as `launch_add`; nothing is queued when one of the specs is refused.
     """
-    own = api or default_api()
-    read = [_parse(spec) for spec in specs]
-    return own.call(lambda session: add_items(own, session, read, queue_name or DEFAULT_QUEUE))
+    own, read = api or default_api(), _parse_all(specs, run_id)
+    return own.call(lambda session: add_items(own, session, read, queue_name or DEFAULT_QUEUE, progress))
 
 
 @with_arguments_of(launch_add_many)
 async def alaunch_add_many(arguments: Mapping[str, Any]) -> list[QueuedRun]:
     """`launch_add_many` for async code."""
-    own, read = arguments["api"] or default_api(), [_parse(spec) for spec in arguments["specs"]]
-    return await own.acall(lambda session: add_items(own, session, read, arguments["queue_name"] or DEFAULT_QUEUE))
+    own, read = arguments["api"] or default_api(), _parse_all(arguments["specs"], arguments["run_id"])
+    queue, progress = arguments["queue_name"] or DEFAULT_QUEUE, arguments["progress"]
+    return await own.acall(lambda session: add_items(own, session, read, queue, progress))
+
+
+def _parse_all(specs: Iterable[LaunchSpec | Mapping[str, Any]], run_id: str | None) -> list[LaunchSpec]:
+    read = [_parse(spec) for spec in specs]
+    if run_id is None:
+        return read
+    return [
+        spec if spec.run_id else parse_spec({**spec.dump(), "run_id": f"{run_id}-{number}"})
+        for number, spec in enumerate(read, start=1)
+    ]
 
 
 def _parse(spec: LaunchSpec | Mapping[str, Any]) -> LaunchSpec:
@@ -222,37 +247,53 @@ async def _drop(session: Session, queue: CachedQueue, item: Item | None) -> None
         await session.server.delete_item(item.id)
 
 
-async def add_items(api: Api, session: Session, specs: Sequence[LaunchSpec], queue_name: str) -> list[QueuedRun]:
+async def add_items(
+    api: Api, session: Session, specs: Sequence[LaunchSpec], queue_name: str, progress: Progress | None = None
+) -> list[QueuedRun]:
     """Check all specs, then make all items; see `launch_add_many`."""
     session.forget_queue(queue_name)
     checked: list[CheckedItem] = []
     digests = Digests(session.digest_cache)
-    named: dict[object, NamedJob] = {}  # Each remote is read once, however many items use it.
+    sources: dict[object, NamedJob] = {}  # Each remote is read once, however many items use it.
     for spec in specs:
         source = same_source(spec)
-        checked.append(await check_item(api, session, spec, queue_name, named.get(source), digests))
-        named[source] = checked[-1].named
+        checked.append(await check_item(api, session, spec, queue_name, sources.get(source), digests))
+        sources[source] = checked[-1].named
     if not checked:
         return []
     queue = checked[0].queue
     taken = [one.draft.idempotency_key for one in checked]
     if len(set(taken)) < len(taken):
-        twice = next(key for key in taken if taken.count(key) > 1)
+        twice = next(key for key, count in Counter(taken).items() if count > 1)
         raise SpecError(f"Two specs of the list have the run_id {twice.rpartition('/')[2]!r}; each needs its own.")
     for one in checked:
         await one.check_run_id_free(session)
     await check_waiting(session.server, queue, [one.draft for one in checked])
     drafts = [await one.made(session) for one in checked]
-    await _check_taken(session, queue, [draft for draft, spec in zip(drafts, specs, strict=True) if spec.run_id])
-    made = await session.server.create_items(queue.deployment_id, drafts)
+    named = [draft for draft, spec in zip(drafts, specs, strict=True) if spec.run_id]
+    items = await _find_made(session, queue, named)
+    missing = [draft for draft in drafts if draft.idempotency_key not in items]
+    tell = progress or (lambda made, of: None)
+    tell(len(items), len(drafts))
+    for start in range(0, len(missing), BULK):
+        for item in await session.server.create_items(queue.deployment_id, missing[start : start + BULK]):
+            items[item.idempotency_key or ""] = item.model_copy(update={"work_pool_name": queue.name})
+        tell(len(items), len(drafts))
     for one in checked:
         warn_once(unread_inputs(one.spec, one.job))
-    return [QueuedRun(api, item.model_copy(update={"work_pool_name": queue.name})) for item in made]
+    return [QueuedRun(api, items[draft.idempotency_key]) for draft in drafts]
 
 
-async def _check_taken(session: Session, queue: CachedQueue, drafts: Sequence[ItemDraft]) -> None:
-    """Refuse run ids that another spec has taken, before anything is made."""
+async def _find_made(session: Session, queue: CachedQueue, drafts: Sequence[ItemDraft]) -> dict[str, Item]:
+    """Return the items that are there under the run ids of some, by their keys.
+
+    Raises:
+        SpecError: when another spec has taken one of the run ids.
+    """
+    found: dict[str, Item] = {}
     for start in range(0, len(drafts), PAGE):
         asked = {draft.idempotency_key: draft for draft in drafts[start : start + PAGE]}
         for item in await session.server.list_items(keys=list(asked), limit=PAGE):
-            same_item(item, asked[item.idempotency_key or ""], queue)
+            key = item.idempotency_key or ""
+            found[key] = same_item(item, asked[key], queue)
+    return found

@@ -20,6 +20,7 @@ from prefect_launch.core.states import StateType
 from prefect_launch.errors import AnswerLostError, ItemGoneError, ServerFailedError, ServerUnavailableError, SpecError
 from prefect_launch.server.http import Calls, is_taken, raise_refusal
 from prefect_launch.server.values import (
+    BULK,
     ITEM_FLOWS,
     MOVED,
     PAGE,
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-#: Items in one bulk request. The server takes 100, but no faster (31 to 36 a second; 50: 32 to 40), and a SQLite server
-#: lets nobody else write meanwhile: at 25 ms an item, an agent's claim would wait for 2.5 s.
-_BULK: Final = 50
 #: Attempts at items that a busy SQLite server left out of a bulk request.
 _BULK_ATTEMPTS: Final = 28
 #: The first pause between them, which doubles up to the longest: mostly one write of somebody else was in the way.
@@ -60,8 +58,8 @@ class ItemCalls(Calls):
 
     async def create_items(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[Item]:
         ids: list[UUID] = []
-        for start in range(0, len(drafts), _BULK):
-            ids.extend(await self._create_batch(deployment_id, drafts[start : start + _BULK]))
+        for start in range(0, len(drafts), BULK):
+            ids.extend(await self._create_batch(deployment_id, drafts[start : start + BULK]))
         return [draft.made(item_id, deployment_id) for item_id, draft in zip(ids, drafts, strict=True)]
 
     async def _create_batch(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[UUID]:

@@ -179,10 +179,10 @@ def test_queue_that_is_deleted_in_the_middle_leaves_nothing_behind(job_api: InMe
 # --- lists ---
 
 
-def test_list_is_queued_in_its_order_in_one_request(job_api: InMemoryApi) -> None:
+def test_list_is_queued_in_its_order_in_few_requests(job_api: InMemoryApi) -> None:
     runs = launch_add_many([{**IMAGE, "name": f"run {number}"} for number in range(120)], "gpu", api=job_api)
     assert [run.name for run in runs] == [f"run {number}" for number in range(120)]
-    assert job_api.server.calls["create_items"] == 1
+    assert job_api.server.calls["create_items"] == 3
     assert len({run.id for run in runs}) == len(items(job_api)) == 120
 
 
@@ -202,6 +202,38 @@ def test_list_that_is_queued_again_gives_the_same_items(job_api: InMemoryApi) ->
     second = launch_add_many([*specs, {**IMAGE, "run_id": "r3"}], "gpu", api=job_api)
     assert [run.id for run in second[:3]] == [run.id for run in first]
     assert len(items(job_api)) == 4
+
+
+def test_list_whose_call_was_broken_off_is_completed_by_the_same_call(job_api: InMemoryApi) -> None:
+    specs = [{**IMAGE, "name": f"run {number}"} for number in range(120)]
+    told = []
+
+    def break_off(made: int, of: int) -> None:
+        told.append((made, of))
+        if made == 100:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        launch_add_many(specs, "gpu", run_id="grid", progress=break_off, api=job_api)
+    assert told == [(0, 120), (50, 120), (100, 120)]
+    there = {item.id for item in items(job_api)}
+    told.clear()
+    runs = launch_add_many(specs, "gpu", run_id="grid", progress=lambda *made: told.append(made), api=job_api)
+    assert told == [(100, 120), (120, 120)]
+    assert [run.name for run in runs] == [spec["name"] for spec in specs]
+    assert [run.run_id for run in runs] == [f"grid-{number}" for number in range(1, 121)]
+    assert len(items(job_api)) == 120
+    assert len(there & {UUID(run.id) for run in runs}) == 100
+
+
+def test_list_is_completed_from_its_end_and_not_changed_in_its_midst(job_api: InMemoryApi) -> None:
+    specs = [{**IMAGE, "name": name} for name in ("a", "b")]
+    first = launch_add_many(specs, "gpu", run_id="grid", api=job_api)
+    longer = launch_add_many([*specs, {**IMAGE, "name": "c"}], "gpu", run_id="grid", api=job_api)
+    assert [run.id for run in longer[:2]] == [run.id for run in first]
+    with pytest.raises(SpecError, match="The run_id 'grid-1' is taken by another spec"):
+        launch_add_many(specs[1:], "gpu", run_id="grid", api=job_api)
+    assert len(items(job_api)) == 3
 
 
 def test_list_with_a_run_id_of_another_spec_is_refused_whole(job_api: InMemoryApi) -> None:
