@@ -37,6 +37,8 @@ PAGES: Final = 5
 LONGEST_SECONDS: Final = 2.0
 #: From one scan to the next, when that one did not see all, or something has changed since.
 SCAN_SECONDS: Final = 5.0
+#: A scan that takes long is followed by a rest so many times as long: at most a tenth of the time
+REST_FACTOR: Final = 10.0
 #: When all was seen, and nothing has changed that this agent could know of.
 REST_SECONDS: Final = 30.0
 _NEXT: Final = timedelta(microseconds=1)
@@ -74,6 +76,7 @@ class QueuePager:
         self._scanned_at = float("-inf")
         self._next_at = float("-inf")
         self._has_changed = False
+        self._pause = SCAN_SECONDS
         #: What the current round has shown, and what the one before it has.
         self._shown: set[UUID] = set()
         self._shown_before: set[UUID] = set()
@@ -96,7 +99,7 @@ class QueuePager:
     def changed(self) -> None:
         """Note that there may be more for this agent than at the last scan."""
         self._has_changed = True
-        self._next_at = min(self._next_at, self._scanned_at + SCAN_SECONDS)
+        self._next_at = min(self._next_at, self._scanned_at + self._pause)
 
     async def find(self, front: Sequence[Item], take: Callable[[list[Item]], Awaitable[Item | None]]) -> Item | None:
         """Return the first item that is for this agent; `None` when there is none, or the last scan was just now.
@@ -131,7 +134,8 @@ class QueuePager:
         self._place = place
         if place is None:
             self._shown, self._shown_before = set(), self._shown
-        self._next_at = self._scanned_at + (REST_SECONDS if place is None else SCAN_SECONDS)
+        self._pause = max(SCAN_SECONDS, REST_FACTOR * (self._now() - self._scanned_at))
+        self._next_at = self._scanned_at + (max(REST_SECONDS, self._pause) if place is None else self._pause)
         if self._has_changed:
             self.changed()
 

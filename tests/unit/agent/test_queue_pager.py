@@ -140,6 +140,21 @@ async def test_agent_that_has_seen_all_rests_and_looks_sooner_once_something_has
     assert not await looks_after(SCAN_SECONDS)
 
 
+async def test_agent_rests_ten_times_as_long_as_a_look_through_a_deep_queue_took(bench: Bench) -> None:
+    await bench.add(PAGE * 2 + 1)
+    clock = Clock()
+    one = QueuePager(bench.server, QUEUE, now=clock)
+
+    async def take(page: list[Item]) -> Item | None:
+        clock.time += 4.0
+        return None
+
+    assert await one.find(await front_of(bench), take) is None
+    assert one.due_at == clock.time - 4.0 + 40.0
+    one.changed()
+    assert one.due_at == clock.time - 4.0 + 40.0
+
+
 async def test_what_changes_while_a_look_goes_on_leads_to_the_next(bench: Bench) -> None:
     await bench.add(PAGE + 1)
     clock = Clock()
@@ -180,7 +195,7 @@ async def test_slow_look_is_broken_off_and_gone_on_with_later(bench: Bench) -> N
     await one.find(front, take)
     assert len(shown) < PAGE
     for _ in range(4):
-        clock.time += SCAN_SECONDS
+        clock.time = max(clock.time, one.due_at)
         await one.find(front, take)
     assert ids(front + shown) == ids(items)
 
