@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json as json_module
 import logging
 import shlex
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -15,7 +19,7 @@ import typer
 from prefect_launch.cli.item_logs import LogTail, print_until_end, write_record
 from prefect_launch.cli.item_view import start_in_words
 from prefect_launch.cli.launch_options import LaunchOptions, WaitOption, parameter_of
-from prefect_launch.cli.options import JsonOption, PassesArgs, examples, flattened, single
+from prefect_launch.cli.options import JsonOption, PassesArgs, examples, flattened, read_mappings, single
 from prefect_launch.cli.output import Column, lasted, print_details, print_json, print_table
 from prefect_launch.cli.process import connected, ending_in_order
 from prefect_launch.client.item_fields import duration_of, fields_of, state_of
@@ -37,6 +41,7 @@ _ADD_EXAMPLES = examples(
     "prefect-launch add -j digits -q gpu --build --repository registry.example:5000/team/digits",
     "prefect-launch add -q gpu -c launch-config.yaml",
     "prefect-launch add -j digits -q gpu --explain",
+    "prefect-launch add -j digits -q gpu --many runs.jsonl",
 )
 _RUN_EXAMPLES = examples(
     "prefect-launch run -j digits --set epochs=3",
@@ -53,9 +58,26 @@ def add(
         bool,
         typer.Option("--explain", metavar="", help="Dry run: queue nothing; show what would run, where and when."),
     ] = False,
+    many: Annotated[
+        Path | None,
+        typer.Option(
+            "--many",
+            metavar="FILE",
+            help="Add an item for each launch config of a file, a list or JSON lines (.jsonl), over the other options."
+            " The same command again adds what is missing, and nothing twice.",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Put a job on a queue: exactly one of --job, --docker-image and --uri."""
+    if many is not None:
+        refused = [flag for flag, given in _NOT_OF_MANY.items() if given(options, wait, explain)]
+        if refused:
+            from prefect_launch.errors import SpecError
+
+            raise SpecError(f"--many adds a list of items, and {refused[0]} is for one. Leave one of them out.")
+        add_many_to_queue(connected(), options, many, as_json=json)
+        return
     if explain:
         explain_add(connected(), options, as_json=json)
         return
@@ -82,6 +104,12 @@ def run(
 
 
 _CHECK_SECONDS: Final = 0.5
+#: Options of one item alone.
+_NOT_OF_MANY: Final[dict[str, Callable[[LaunchOptions, bool, bool], bool]]] = {
+    "--wait": lambda options, wait, explain: wait,
+    "--explain": lambda options, wait, explain: explain,
+    "--build": lambda options, wait, explain: options.build,
+}
 
 
 def add_to_queue(api: Api, options: LaunchOptions, *, wait: bool, as_json: bool) -> None:
@@ -104,6 +132,60 @@ def add_to_queue(api: Api, options: LaunchOptions, *, wait: bool, as_json: bool)
         print_until_end(run, log_to_error=as_json)
     if as_json:
         print_json(fields_of(run, run.item))
+
+
+def add_many_to_queue(api: Api, options: LaunchOptions, path: Path, *, as_json: bool) -> None:
+    """Queue an item for each launch config of a file, and say how many.
+
+    Their run ids begin with `--run-id`, or with the digest of all that is asked for: the same command completes
+    what was broken off.
+
+    Raises:
+        LaunchError: as `launch_add_many` does.
+    """
+    from prefect_launch.client.launch_add import launch_add_many
+    from prefect_launch.core.units import counted
+    from prefect_launch.inputs.config_files import deep_merge
+    from prefect_launch.queues.pool import DEFAULT_QUEUE
+
+    arguments = _arguments(api, options)
+    base, queue = dict(arguments["config"]), options.queue or DEFAULT_QUEUE
+    name = base.pop("run_id", None)
+    if arguments["template_variables"]:
+        base = deep_merge(base, {"template_variables": arguments["template_variables"]})
+    specs = [deep_merge(base, config) for config in read_mappings(path, "--many")]
+    if name is None:
+        name = "many-" + hashlib.sha256(json_module.dumps([queue, specs], default=str).encode()).hexdigest()[:8]
+    there: list[int] = []
+    with progress_bar() as tell:
+
+        def note(made: int, of: int) -> None:
+            there.append(made)
+            tell(made, of)
+
+        runs = launch_add_many(specs, queue, run_id=name, progress=note, api=api)
+    before = there[0] if there else 0
+    if as_json:
+        print_json({"added": len(runs) - before, "there": before, "run_id": name, "ids": [run.id for run in runs]})
+        return
+    typer.echo(f"Added {counted(len(runs) - before, 'item')} to the queue {queue}, with run ids {name}-1, {name}-2, ….")
+    if before:
+        typer.echo(f"{before} were there already. To add them once more, give another --run-id.")
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """Give what shows in a terminal, on standard error, how much of a work is done."""
+    if not sys.stderr.isatty():
+        yield lambda done, of: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda done, of: progress.update(task, completed=done, total=of)
 
 
 def explain_add(api: Api, options: LaunchOptions, *, as_json: bool) -> None:

@@ -170,6 +170,26 @@ def read_mapping(given: str, option: str) -> dict[str, Any]:
     )
 
 
+def read_mappings(path: Path, option: str) -> list[dict[str, Any]]:
+    """Read a list of mappings from a file: a JSON or YAML list, or JSON lines (`.jsonl`).
+
+    Raises:
+        SpecError: when it cannot be read, or is no list of mappings.
+    """
+    text, what = _read(path, option), f"The file {str(path)!r} of {option}"
+    if path.suffix == ".jsonl":
+        lines = enumerate(text.splitlines(), start=1)
+        found: Any = [_parse(line, f"Line {number} of {what}", strict=True) for number, line in lines if line.strip()]
+    else:
+        found = _parse(text, what, strict=path.suffix == ".json")
+    wrong = [one for one in found if not isinstance(one, Mapping)] if isinstance(found, list) else [found]
+    if wrong:
+        raise SpecError(
+            f"{what} must hold a list of mappings, not {type(wrong[0]).__name__} {_short(str(wrong[0]))!r}."
+        )
+    return [{str(key): item for key, item in one.items()} for one in found]
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
