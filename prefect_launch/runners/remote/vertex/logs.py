@@ -118,7 +118,7 @@ def _text(entry: Entry) -> str:
 
 
 def _written(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 class _Wanted(NamedTuple):

@@ -86,7 +86,7 @@ def parse_time(text: Any) -> datetime | None:
     match = _TIME.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         return None
-    moment = datetime.strptime(match[1], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)
+    moment = datetime.fromisoformat(match[1]).replace(tzinfo=timezone.utc)
     return moment + timedelta(microseconds=int((match[2] or "0").ljust(6, "0")[:6]))
 
 
