@@ -13,7 +13,7 @@ from benchmarks.place import Place, open_place
 
 NAMES = (
     *("imports", "start", "dispatch", "throughput", "cost", "agents", "cancel", "restart", "memory", "enqueue"),
-    *("builds", "sweep", "metrics", "usage", "depth", "clusters"),
+    *("builds", "sweep", "metrics", "usage", "depth", "agents-postgres", "clusters"),
 )
 #: What `clusters` consists of; each can be measured by itself.
 CLUSTERS = tuple(f"clusters-{name}" for name in ("memory", "kubernetes", "slurm", "ray", "prefect"))
@@ -66,7 +66,7 @@ def _measure(name: str, place: Place) -> list[Figure]:
         from benchmarks import bench_clusters
 
         return bench_clusters.measure(place, name.removeprefix("clusters-"))
-    figures: list[Figure] = import_module(f"benchmarks.bench_{name}").measure(place)
+    figures: list[Figure] = import_module(f"benchmarks.bench_{name.replace('-', '_')}").measure(place)
     return figures
 
 

@@ -1,6 +1,6 @@
 """An agent in a process of its own, as `prefect-launch agent start` runs it, or as the flow `launch-agent`.
 
-Run as `python -m benchmarks.agents loop|flow|unsampled CONFIG_JSON` it is that process.
+Run as `python -m benchmarks.agents loop|flow|unsampled CONFIG_JSON [COUNTS_FILE]` it is that process.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from benchmarks.calls import Counted
 from benchmarks.place import Place
 from tests.support.processes import ChildProcess
 
@@ -32,6 +34,8 @@ def running_agent(
     in_flow: bool = False,
     samples: bool = True,
     name: str = "bench",
+    api_url: str | None = None,
+    counts: Path | None = None,
     **more: Any,
 ) -> Iterator[ChildProcess]:
     """Run an agent for as long as the block lasts; it is forked where the benchmarks are to be quick.
@@ -43,17 +47,21 @@ def running_agent(
         in_flow: as the body of the flow `launch-agent`, its items being task runs.
         samples: whether it looks at what its runs use.
         name: beginning of its name.
+        api_url: of the server, when it is not the place's.
+        counts: the file to which it writes its requests at a signal (`benchmarks.calls`).
         more: further settings.
     """
     config = config_of(queue, max_jobs=max_jobs, name=name, **more)
     front = "flow" if in_flow else "loop" if samples else "unsampled"
-    arguments, log = [front, json.dumps(config)], place.folder / f"agent-{config['name']}.log"
+    arguments = [front, json.dumps(config), *([str(counts)] if counts else [])]
+    environment = {**os.environ, **({"PREFECT_API_URL": api_url} if api_url else {})}
+    log = place.folder / f"agent-{config['name']}.log"
     if place.quick:
-        forked = place.forked_agents.start(arguments, cwd=place.folder, environment=os.environ, out=log)
+        forked = place.forked_agents.start(arguments, cwd=place.folder, environment=environment, out=log)
         process = ChildProcess.forked(forked, log, stop_signal=signal.SIGINT)
     else:
         command = [sys.executable, "-m", "benchmarks.agents", *arguments]
-        process = ChildProcess(command, log, stop_signal=signal.SIGINT)
+        process = ChildProcess(command, log, environment=environment, stop_signal=signal.SIGINT)
     try:
         yield process
     finally:
@@ -69,6 +77,8 @@ def main() -> None:
     from prefect_launch.runners.process.runner import LocalProcessRunner
 
     front, config = sys.argv[1], json.loads(sys.argv[2])
+    if sys.argv[3:]:
+        Counted(Path(sys.argv[3]))
     if front == "unsampled":
         LocalProcessRunner.tells_usage = LocalContainerRunner.tells_usage = False
     try:

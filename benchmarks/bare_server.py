@@ -25,10 +25,11 @@ def calls_per_item(api: Api, queue: str, *, slots: int) -> None:
         queue: the queue's name.
         slots: how many items are on their way at a time, as in an agent with that many `max_jobs`.
     """
-    asyncio.run(_empty(api, queue, slots))
+    asyncio.run(empty(api, queue, slots))
 
 
-async def _empty(api: Api, queue: str, slots: int) -> None:
+async def empty(api: Api, queue: str, slots: int) -> None:
+    """Do what `calls_per_item` does, in parallel with other clients."""
     async with api.open() as session:
         poller = QueuePoller(session, [queue], Holder(agent="nobody", instance=uuid4().hex, host="nowhere"))
         on_their_way: set[asyncio.Task[UUID]] = set()

@@ -1,27 +1,47 @@
-"""100 process items through two agents, beside one agent, and beside the server alone.
+"""Instant items through one agent and through two, on a server on SQLite, beside the server alone.
 
-The server is the narrow place: two agents get no more out of it than one, and must not get less, for all that they
-poll, claim and lose to each other. The floor is the calls that an agent makes for such an item, with no job between.
+A server on SQLite is the narrow place: two agents get no more out of it than one, and must not get less, for all that
+they poll, claim and lose to each other. The floor is the calls that an agent makes for such an item, with no job
+between.
 """
 
 from __future__ import annotations
 
-from benchmarks.bench_throughput import PROCESS_SLOTS, agents_rate, bare_rate, instant_job
+from benchmarks.agent_load import Load, Site, agents_load, bare_load, items_of
+from benchmarks.bench_throughput import instant_job
 from benchmarks.figures import Figure, at_least_times
 from benchmarks.place import Place
 
-_ITEMS = 100
+_ITEMS = 200
+_CALLS = "the same calls, no job"
 
 
 def measure(place: Place) -> list[Figure]:
-    """Measure one agent, then two."""
-    specs = [{"job": instant_job(place)}] * place.rounds(_ITEMS)
-    floor = bare_rate(place, "agents-none", specs)
-    one = agents_rate(place, "agents-one", "local-process", specs, PROCESS_SLOTS)
-    two = agents_rate(place, "agents-two", "local-process", specs, PROCESS_SLOTS, agents=2)
-    name = "the same calls, no job"
+    """Measure the server alone, one agent, then two."""
+    pid = place.server.pid
+    assert pid is not None
+    site, count, spec = Site([place.server.api_url], [pid]), items_of(place, _ITEMS), {"job": instant_job(place)}
+    floor = bare_load(site, "agents-none", spec, count, clients=1)
+    loads = [agents_load(place, site, f"agents-{number}", spec, count, agents=number) for number in (1, 2)]
+    against_one = loads[1].rate / loads[0].rate
     return [
-        Figure(f"{len(specs)} items, one agent", one, "items/s", floor, name, at_least_times(floor, 0.8)),
-        Figure(f"{len(specs)} items, two agents", two, "items/s", floor, name, at_least_times(floor, 0.8)),
-        Figure(f"{len(specs)} items, two agents against one", two, "items/s", one, "one agent"),
+        *(figure for load in loads for figure in figures_of(load, floor, "SQLite")),
+        Figure("2 agents against one, SQLite", against_one, "×", 1.0, "one agent", at_least_times(1.0, 1.0)),
+    ]
+
+
+def figures_of(load: Load, floor: Load, where: str) -> list[Figure]:
+    """Return what so many agents came to, and what an item cost."""
+    name = f"{load.agents} agents, {where}"
+    return [
+        Figure(name, load.rate, "items/s", floor.rate, _CALLS, at_least_times(floor.rate, 0.9)),
+        Figure(f"{name}: server's CPU", load.server_ms, "ms/item", floor.server_ms, _CALLS),
+        Figure(f"{name}: database's CPU", load.database_ms, "ms/item", floor.database_ms, _CALLS),
+        Figure(f"{name}: agents' CPU", load.agents_ms, "ms/item", None, ""),
+        Figure(f"{name}: polls", load.polls, "/item", None, ""),
+        Figure(f"{name}: claims lost", load.lost_claims, "/item", None, ""),
+        Figure(f"{name}: asked again (503)", load.busy, "/item", None, ""),
+        Figure(f"{name}, idle: requests", sum(load.idle.values()), "/min", None, ""),
+        Figure(f"{name}, idle: server's CPU", load.idle_server_ms, "ms/s", None, ""),
+        Figure(f"{name}, idle: polls for one new item", load.woken, "", None, ""),
     ]

@@ -20,6 +20,7 @@ from benchmarks.bare_engine import cycles_per_second
 from benchmarks.bare_server import calls_per_item
 from benchmarks.figures import Figure, at_least_times, steady_rate
 from benchmarks.place import Place
+from prefect_launch.client.api import Api
 from prefect_launch.client.create_job import create_job
 from prefect_launch.client.launch_add import launch_add_many
 from prefect_launch.core.states import TERMINAL, StateType
@@ -67,12 +68,17 @@ def _processes(place: Place) -> Figure:
     return Figure(name, mean(rates), "items/s", alone, "the same calls, no job", at_least_times(alone, 0.95))
 
 
-def instant_job(place: Place) -> str:
-    """Make a job that ends at once; return its reference."""
+def instant_job(place: Place, api: Api | None = None) -> str:
+    """Make a job that ends at once; return its reference.
+
+    Args:
+        place: where its code is written.
+        api: the server that keeps it; by default the place's.
+    """
     folder = Path(place.folder / "instant")
     folder.mkdir(exist_ok=True)
     (folder / "main.sh").write_text(":\n")
-    job = create_job(folder, "code", name="instant", entrypoint=["sh", "main.sh"], api=place.api)
+    job = create_job(folder, "code", name="instant", entrypoint=["sh", "main.sh"], api=api or place.api)
     return job.reference
 
 

@@ -50,15 +50,15 @@ class PostgresServer:
         self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", name)
         return f"postgresql+asyncpg://postgres@127.0.0.1:{self.port}/{name}"
 
-    @property
-    def pid(self) -> int:
-        """Process id of the server; each connection is a child of it."""
-        return self._process.pid
-
     def stop(self) -> None:
         """Stop the server and remove its cluster."""
         self._process.stop()
         shutil.rmtree(self._folder)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server; each connection is a child of it."""
+        return self._process.pid
 
     @property
     def _data(self) -> Path:

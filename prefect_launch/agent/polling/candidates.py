@@ -1,8 +1,9 @@
 """Claim candidates: the items of one queue that the last poll returned, most urgent first, for a short while.
 
-A poll asks for four times the free slots. An agent that is alone takes items first in, first out. An agent that has
-recently lost a claim shuffles inside one priority, so that several agents do not all try for the same item. The older a
-candidate is, the likelier another agent has it: one older than the window is not used.
+A poll asks for four times the free slots. An agent that is alone takes items first in, first out. Several agents share
+what waits (`prefect_launch.agent.polling.share`): each asks for as many times more, and takes its own items first. The
+older a candidate is, the likelier another agent has it: one older than the window is not used. The window of its own
+items is longer by as many times, so an agent polls no more often for an item than one that is alone.
 
 A poll also looks a little ahead. An item that is due later (a retry, a scheduled run) is never claimed before its time,
 but says when to poll again (`due_at`). It can take the place of a due item, so an answer that holds one is never
@@ -16,16 +17,15 @@ and the next scan, after a pause, continues from there. The front is always poll
 
 from __future__ import annotations
 
-import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from itertools import groupby
 from typing import Final, Protocol
 from uuid import UUID
 
+from prefect_launch.agent.polling.share import Share
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 from prefect_launch.spec.item_parameters import is_scheduler
@@ -176,8 +176,8 @@ def _after(queues: tuple[str, ...], page: Sequence[Item]) -> Place | None:
 POLL_FACTOR: Final = 4
 #: For how long a poll's items may be claimed.
 WINDOW_SECONDS: Final = 0.5
-#: For how long after a lost claim the agent takes it that it is not alone.
-CONTENDED_SECONDS: Final = 30.0
+#: How many times longer the window of an agent's own items gets at most.
+_LONGEST_WINDOWS: Final = 8
 #: How far a poll may look ahead at most, and how much further than to the next poll, which may come a little late.
 _MOST_AHEAD_SECONDS: Final = 24 * 3600.0
 _MARGIN_SECONDS: Final = 1.0
@@ -214,6 +214,7 @@ class Candidates:
         admission: decides which of them; by default all.
         ahead_seconds: how long it may be to the next poll, which is how far each looks ahead.
         startable: drops those that may not start yet, once a poll; by default none.
+        instance: of this life of the agent.
     """
 
     def __init__(
@@ -224,9 +225,11 @@ class Candidates:
         *,
         ahead_seconds: float = 0.0,
         startable: Startable | None = None,
+        instance: str = "",
     ) -> None:
         self._server = server
         self._queue = queue
+        self._share = Share(server, queue, instance)
         self._admission = admission
         self._startable = startable
         self._ahead = timedelta(seconds=min(ahead_seconds + _MARGIN_SECONDS, _MOST_AHEAD_SECONDS))
@@ -234,7 +237,6 @@ class Candidates:
         self._pager = QueuePager(server, queue)
         self._items: deque[Item] = deque()
         self._polled_at = float("-inf")
-        self._lost_at = float("-inf")
         self._was_all = False
         #: Whether the last poll has shown something that did not fit then.
         self._has_passed_over = False
@@ -247,9 +249,9 @@ class Candidates:
         """
         return min(self._due_at, self._pager.due_at)
 
-    def note_lost_claim(self) -> None:
+    async def note_lost_claim(self) -> None:
         """Note that another agent was faster with an item."""
-        self._lost_at = time.monotonic()
+        await self._share.note_lost_claim()
 
     def forget(self) -> None:
         """Poll anew at the next use: something has come in that may be more urgent."""
@@ -279,7 +281,7 @@ class Candidates:
             ServerUnavailableError: when the server does not answer.
         """
         if self._is_stale or (not self._items and not self._was_all):
-            await self._look_ahead(min(PAGE, POLL_FACTOR * max(slots, 1)))
+            await self._look_ahead(min(PAGE, POLL_FACTOR * max(slots, 1) * self._share.agents))
         found = await self._take(skip, schedulers)
         if found is None and not self._was_all:
             # All that came is not for us, or not yet; what is may lie behind it.
@@ -292,8 +294,10 @@ class Candidates:
 
     @property
     def _is_stale(self) -> bool:
-        now = time.monotonic()
-        return now - self._polled_at > WINDOW_SECONDS or now >= self._due_at
+        now, window = time.monotonic(), WINDOW_SECONDS
+        if self._items and self._share.holds(self._items[0]):
+            window *= min(self._share.agents, _LONGEST_WINDOWS)
+        return now - self._polled_at > window or now >= self._due_at
 
     async def _take(self, skip: Collection[UUID], schedulers: bool) -> Item | None:
         while self._items:
@@ -345,18 +349,7 @@ class Candidates:
 
     async def _set_items(self, due: list[Item]) -> None:
         """Be about these items, but for those that may not start yet."""
-        contended = time.monotonic() - self._lost_at < CONTENDED_SECONDS
-        items = shuffled(due) if contended else due
+        items = self._share.in_order(due)
         startable = items if self._startable is None else await self._startable(items)
         self._has_passed_over |= not {item.id for item in due} <= {item.id for item in startable}
         self._items = deque(startable)
-
-
-def shuffled(items: Iterable[Item]) -> list[Item]:
-    """Return items in the server's order of priorities, shuffled inside each."""
-    mixed: list[Item] = []
-    for _, group in groupby(items, key=lambda item: item.work_queue_id):
-        equals = list(group)
-        random.shuffle(equals)
-        mixed.extend(equals)
-    return mixed

@@ -83,7 +83,12 @@ class QueuePoller:
         self._limits: dict[str, Limits] = {}
         self._candidates = {
             queue: Candidates(
-                session.server, queue, admission, ahead_seconds=poll_seconds, startable=self._gates_of(queue)
+                session.server,
+                queue,
+                admission,
+                ahead_seconds=poll_seconds,
+                startable=self._gates_of(queue),
+                instance=holder.instance,
             )
             for queue in queues
         }
@@ -157,7 +162,7 @@ class QueuePoller:
         item = await claim(self._server, polled, holder=self._holder)
         if item is None:
             self._release(polled.id)
-            self._candidates[queue].note_lost_claim()
+            await self._candidates[queue].note_lost_claim()
             return None
         if await self._fits(queue, item, polled.next_scheduled_start_time):
             return item

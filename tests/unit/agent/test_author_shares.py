@@ -126,13 +126,13 @@ async def test_agents_that_claim_at_the_same_moment_do_not_exceed_the_limit(benc
 async def test_agent_that_has_lost_a_claim_starts_the_oldest_items_of_an_author_still(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_launch.agent.polling.candidates.random.shuffle", list[Item].reverse)
+    monkeypatch.setattr("prefect_launch.agent.polling.share.random.shuffle", list[Item].reverse)
     await share(bench, 2)
     items = await bench.add(40, author="ann")
     agent = bench.agent()
     async with agent.connected():
         await agent.poller.read_limits()
-        agent.poller._candidates[QUEUE].note_lost_claim()
+        await agent.poller._candidates[QUEUE].note_lost_claim()
         taken = [await agent.poller.pop(QUEUE, slots=10) for _ in range(3)]
     assert {item.id for item in taken if item is not None} == {item.id for item in items[:2]}
 

@@ -1,0 +1,256 @@
+"""Several agents on one queue: the rate at which instant items end, and what each item costs.
+
+The items wait on a paused queue until all agents have started and are idle, so that no start is measured. Then the
+queue is resumed, and the event of one more item wakes the agents. Load by others makes a rate lower; it hardly touches
+what an item costs: requests by kind, and the CPU time of server, database and agents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from benchmarks.agents import running_agent
+from benchmarks.bare_server import empty
+from benchmarks.calls import Counted, read_calls
+from benchmarks.cpu import cpu_ms
+from benchmarks.figures import steady_rate
+from benchmarks.place import Place
+from prefect_launch.client.api import Api
+from prefect_launch.client.launch_add import launch_add_many
+from prefect_launch.core.states import TERMINAL
+from prefect_launch.queues.presence import read_presences
+
+if TYPE_CHECKING:
+    from prefect_launch.queues.session import Session
+    from tests.support.processes import ChildProcess
+
+SLOTS: Final = 4
+_LOOK_SECONDS: Final = 2.0
+_SETTLE_SECONDS: Final = 3.0
+_IDLE_SECONDS: Final = 30.0
+_START_SECONDS: Final = 120.0
+_WAKES: Final = 10
+#: Fewer have all ended before a second agent is awake.
+_QUICK_ITEMS: Final = 24
+
+
+@dataclass(frozen=True)
+class Site:
+    """A Prefect server, of one or more API processes.
+
+    Attributes:
+        api_urls: of its API processes.
+        pids: of the same.
+        database_pid: of a database that is a process of its own.
+    """
+
+    api_urls: Sequence[str]
+    pids: Sequence[int]
+    database_pid: int | None = None
+
+    @cached_property
+    def apis(self) -> list[Api]:
+        """The ways to it."""
+        return [Api(url=url) for url in self.api_urls]
+
+    def cpu(self) -> tuple[float, float]:
+        """Return the CPU time that server and database have used so far, in ms."""
+        database = cpu_ms(self.database_pid, children=True) if self.database_pid else 0.0
+        return sum(map(cpu_ms, self.pids)), database
+
+
+@dataclass(frozen=True)
+class Load:
+    """What was measured with so many agents.
+
+    Attributes:
+        agents: how many; 0 is the server alone, with the same calls.
+        rate: items a second.
+        server_ms: CPU time of all API processes for an item; so are the next two, of the database and all agents.
+        calls: requests for an item, by kind.
+        idle: of all agents while nothing waits: requests by kind, each a minute.
+        idle_server_ms: CPU time of the server a second meanwhile.
+        woken: polls for one item that is added to idle agents.
+    """
+
+    agents: int
+    rate: float
+    server_ms: float
+    database_ms: float = 0.0
+    agents_ms: float = 0.0
+    calls: Mapping[str, float] = field(default_factory=dict)
+    idle: Mapping[str, float] = field(default_factory=dict)
+    idle_server_ms: float = 0.0
+    woken: float = 0.0
+
+    @property
+    def polls(self) -> float:
+        """Polls for an item."""
+        return self.calls.get("poll", 0.0) + self.calls.get("poll without an item", 0.0)
+
+    @property
+    def lost_claims(self) -> float:
+        """Claims for an item that the server refused."""
+        return self.calls.get("set state, refused", 0.0)
+
+    @property
+    def busy(self) -> float:
+        """Requests for an item that the server was too busy for."""
+        return sum(count for kind, count in self.calls.items() if kind.startswith("busy"))
+
+
+def items_of(place: Place, count: int) -> int:
+    """Return how many items to measure with: so many, or as few as show something."""
+    return _QUICK_ITEMS if place.quick else count
+
+
+def bare_load(site: Site, name: str, spec: Mapping[str, Any], count: int, *, clients: int) -> Load:
+    """Measure the calls alone, from one process: each client has a queue of its own, so none takes another's items."""
+    each = count // clients
+    apis = [site.apis[number % len(site.apis)] for number in range(clients)]
+    queues = [f"{name}-{number}" for number in range(clients)]
+    made = [site.apis[0].create_run_queue(queue, "local-process") for queue in queues]
+    for queue in queues:
+        launch_add_many([spec] * each, queue, api=site.apis[0])
+
+    async def work() -> None:
+        await asyncio.gather(*(empty(api, queue, SLOTS) for api, queue in zip(apis, queues, strict=True)))
+
+    before = site.cpu()
+    asyncio.run(work())
+    server, database = (now - then for now, then in zip(site.cpu(), before, strict=True))
+    rate = steady_rate([end for queue in queues for end in _ends(site, queue, each)], SLOTS * clients)
+    for one in made:
+        one.delete()
+    whole = each * clients
+    return Load(0, rate, server / whole, database / whole)
+
+
+def agents_load(place: Place, site: Site, queue: str, spec: Mapping[str, Any], count: int, *, agents: int) -> Load:
+    """Measure agents, which take turns at the API processes."""
+    api = site.apis[0]
+    made = api.create_run_queue(queue, "local-process")
+    launch_add_many([spec] * count, queue, api=api)
+    _pause(api, queue, paused=True)
+    with ExitStack() as stack:
+        counters = [stack.enter_context(_counted_agent(place, site, queue, number)) for number in range(agents)]
+        _until(lambda: _present(api, queue) == agents, _START_SECONDS)
+        time.sleep(_SETTLE_SECONDS)
+        seconds = 1.0 if place.quick else _IDLE_SECONDS
+        idle = _during(site, counters, lambda: time.sleep(seconds))
+
+        def work() -> None:
+            _pause(api, queue, paused=False)
+            for one in site.apis:  # The event of an item reaches the agents of its API process.
+                launch_add_many([spec], queue, api=one)
+            whole = count + len(site.apis)
+            _until(lambda: _ended(api, queue) >= whole, 60.0 + count)
+
+        busy = _during(site, counters, work)
+        time.sleep(_SETTLE_SECONDS)
+        wakes = place.few(_WAKES)
+
+        def wake() -> None:
+            for _ in range(wakes):
+                launch_add_many([spec], queue, api=api)
+                time.sleep(1.0)
+
+        woken = _during(site, counters, wake)
+    whole = count + len(site.apis)
+    rate = steady_rate(_ends(site, queue, whole)[:whole], SLOTS * agents)
+    made.delete()
+    return Load(
+        agents,
+        rate,
+        busy.server_ms / whole,
+        busy.database_ms / whole,
+        busy.agents_ms / whole,
+        {kind: found / whole for kind, found in busy.calls.items()},
+        {kind: found * 60 / seconds for kind, found in idle.calls.items()},
+        idle.server_ms / seconds,
+        (woken.calls["poll"] + woken.calls["poll without an item"]) / wakes,
+    )
+
+
+@dataclass(frozen=True)
+class _Spent:
+    server_ms: float
+    database_ms: float
+    agents_ms: float
+    calls: Counter[str]
+
+
+@dataclass(frozen=True)
+class _CountedAgent:
+    process: ChildProcess
+    file: Path
+
+    def take(self) -> tuple[float, Counter[str]]:
+        """Return the CPU time and the requests since the last time."""
+        self.file.unlink(missing_ok=True)
+        os.kill(self.process.pid, Counted.SIGNAL)
+        _until(self.file.exists, 30.0)
+        return read_calls(self.file)
+
+
+@contextmanager
+def _counted_agent(place: Place, site: Site, queue: str, number: int) -> Iterator[_CountedAgent]:
+    file = place.folder / f"calls-{queue}-{number}.json"
+    url = site.api_urls[number % len(site.api_urls)]
+    with running_agent(place, queue, max_jobs=SLOTS, name=f"bench-{number}", api_url=url, counts=file) as process:
+        yield _CountedAgent(process, file)
+
+
+def _during(site: Site, agents: Sequence[_CountedAgent], work: Callable[[], None]) -> _Spent:
+    for agent in agents:
+        agent.take()
+    before = site.cpu()
+    work()
+    server, database = (now - then for now, then in zip(site.cpu(), before, strict=True))
+    taken = [agent.take() for agent in agents]
+    calls: Counter[str] = Counter()
+    for _, counts in taken:
+        calls += counts
+    return _Spent(server, database, sum(cpu for cpu, _ in taken), calls)
+
+
+def _ends(site: Site, queue: str, count: int) -> list[float]:
+    items = site.apis[0].read_items(queue=queue, limit=None)
+    ends = sorted(item.end_time.timestamp() for item in items if item.end_time is not None)
+    if len(ends) < count:
+        raise RuntimeError(f"{len(ends)} of {count} items of {queue!r} ended")
+    return ends
+
+
+def _ended(api: Api, queue: str) -> int:
+    return api.call(lambda session: session.server.count_items(pool=queue, state_types=TERMINAL))
+
+
+def _present(api: Api, queue: str) -> int:
+    async def online(session: Session) -> int:
+        lives = await read_presences(session.server)
+        workers = {worker.name for worker in await session.server.list_workers(queue)}
+        return sum(queue in life.queues and life.holder.agent in workers for life in lives)
+
+    return api.call(online)
+
+
+def _pause(api: Api, queue: str, *, paused: bool) -> None:
+    api.call(lambda session: session.server.update_pool(queue, is_paused=paused))
+
+
+def _until(holds: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not so in {seconds:g} s")
+        time.sleep(_LOOK_SECONDS if seconds > _START_SECONDS else 0.05)
