@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +41,22 @@ class Machine:
     folder: Path
 
     def __call__(self, *arguments: str) -> str:
-        ended = self.cli.run(arguments, cwd=self.folder, environment=os.environ, seconds=SECONDS)
+        ended = self.run(*arguments)
         assert ended.returncode == 0, f"{shlex.join(arguments)}\n{ended.stdout}\n{ended.stderr}"
         return ended.stdout
 
-    def add(self, name: str, queue: str) -> str:
-        """Make a set-up's job and queue it; return the item's id."""
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command, whatever it says."""
+        return self.cli.run(arguments, cwd=self.folder, environment=os.environ, seconds=SECONDS)
+
+    def make_queue(self, resource: str) -> str:
+        """Make a queue; return its name."""
+        queue = f"{resource}-{uuid4().hex[:8]}"
+        self("queue", "create", queue, "--resource", resource)
+        return queue
+
+    def add(self, name: str, queue: str) -> subprocess.CompletedProcess[str]:
+        """Make a set-up's job and queue it."""
         case = CASES[name]
         folder = self.folder / name
         if not folder.exists():
@@ -54,14 +65,16 @@ class Machine:
         command = ["-E", case["entry_point"]] if "entry_point" in case else []
         self("job", "create", "code", str(folder), "-n", job, *command, *case.get("job", ()))
         arguments = ["--", *case["arguments"]] if "arguments" in case else []
-        added = self("add", "-j", job, "-q", queue, *AGAIN, "--json", *arguments)
-        return str(json.loads(added)["id"])
+        return self.run("add", "-j", job, "-q", queue, *AGAIN, "--json", *arguments)
 
     def work_off(self, resource: str, names: list[str]) -> dict[str, str]:
         """Queue set-ups and run an agent until all have ended; return the items' ids."""
-        queue = f"{resource}-{uuid4().hex[:8]}"
-        self("queue", "create", queue, "--resource", resource)
-        items = {name: self.add(name, queue) for name in names}
+        queue = self.make_queue(resource)
+        items = {}
+        for name in names:
+            added = self.add(name, queue)
+            assert added.returncode == 0, f"{name}\n{added.stdout}\n{added.stderr}"
+            items[name] = str(json.loads(added.stdout)["id"])
         self("agent", "start", "-q", queue, "-j", "3", "--until-empty")
         return items
 
@@ -80,8 +93,12 @@ def machine(
         yield Machine(forked_cli, folder)
 
 
-def names_for(resource: str) -> list[str]:
-    return [name for name, case in CASES.items() if resource in case.get("resources", (resource,))]
+def names_for(resource: str, *, refused: bool = False) -> list[str]:
+    return [
+        name
+        for name, case in CASES.items()
+        if resource in case.get("resources", (resource,)) and ("refused_when_added" in case) is refused
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +119,13 @@ def test_set_up_runs_as_a_process(machine: Machine, processes: dict[str, str], n
     check(machine, processes[name], CASES[name])
 
 
+@pytest.mark.parametrize("name", names_for("local-process", refused=True))
+def test_set_up_that_no_process_can_run_is_refused_when_it_is_added(machine: Machine, name: str) -> None:
+    added = machine.add(name, machine.make_queue("local-process"))
+    assert added.returncode == 1
+    assert CASES[name]["refused_when_added"] in " ".join(added.stderr.split())
+
+
 @pytest.mark.engine
 @pytest.mark.parametrize("name", names_for("local-container"))
 def test_set_up_runs_as_a_container(machine: Machine, containers: dict[str, str], name: str) -> None:
@@ -109,7 +133,7 @@ def test_set_up_runs_as_a_container(machine: Machine, containers: dict[str, str]
 
 
 def check(machine: Machine, item: str, case: dict[str, Any]) -> None:
-    """A set-up has run to its end, and has printed what it should; or it is refused in these words."""
+    """A set-up has run to its end, and has printed what it should; or its agent refuses it in these words."""
     shown = json.loads(machine("item", "show", item, "--json"))
     if "refused" in case:
         assert shown["state"] == "failed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from prefect_launch.agent import LaunchAgent
+from prefect_launch.runners.docker.engine import LogStream
 from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.testing import InMemoryDocker, InMemoryEngine, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench
@@ -19,16 +21,33 @@ _NOW_AND_THEN = {"poll", "beat_worker", "write_variable", "read_variable", "list
 
 
 class _CountedEngine(InMemoryEngine):
-    """Counts the calls of an engine by their names."""
+    """Counts the calls of an engine by their names; its containers end at their start, or once their log is read."""
 
-    def __init__(self, docker: InMemoryDocker) -> None:
+    def __init__(self, docker: InMemoryDocker, *, ends_at_start: bool) -> None:
         super().__init__(docker)
         self.calls: Counter[str] = Counter()
+        self._ends_at_start = ends_at_start
+        self._loop = asyncio.get_running_loop()
 
     def __getattribute__(self, name: str) -> Any:
         if name in _ASKED:
             self.calls[name] += 1
         return super().__getattribute__(name)
+
+    async def start(self, container_id: str) -> None:
+        await super().start(container_id)
+        if self._ends_at_start:
+            self._finish(container_id)
+            await self.docker.containers[container_id].ended.wait()
+
+    def open_log(self, container_id: str, since: int, *, follow: bool) -> LogStream:
+        self._loop.call_soon_threadsafe(self._finish, container_id)
+        return super().open_log(container_id, since, follow=follow)
+
+    def _finish(self, container_id: str) -> None:
+        process = self.docker.containers[container_id].process
+        assert process is not None
+        process.finish()
 
 
 _ASKED = {"image", "create", "container", "start", "ended", "remove", "changed_at", "put_archive", "open_log", "kill"}
@@ -69,19 +88,19 @@ async def test_item_that_prints_costs_one_write_more_for_all_its_lines(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "wanted"),
+    ("ends_at_start", "wanted"),
     [
-        (0.0, {"open_log": 1}),
-        (0.2, {"open_log": 2}),  # It is followed, and what is left is read at the end.
+        (True, {"open_log": 1}),
+        (False, {"open_log": 2}),  # It is followed, and what is left is read at the end.
     ],
 )
 async def test_container_costs_the_engine_few_calls(
-    bench: Bench, tmp_path: Path, seconds: float, wanted: Mapping[str, int]
+    bench: Bench, tmp_path: Path, ends_at_start: bool, wanted: Mapping[str, int]
 ) -> None:
     docker = InMemoryDocker()
     docker.images["busybox:1"] = {}
-    docker.script = lambda config: Script(seconds=seconds)
-    engine = _CountedEngine(docker)
+    docker.script = lambda config: Script(seconds=60)
+    engine = _CountedEngine(docker, ends_at_start=ends_at_start)
     runner = LocalContainerRunner(tmp_path, engine)
     await bench.add()
     agent = LaunchAgent(
