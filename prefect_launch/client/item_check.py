@@ -401,7 +401,7 @@ def _check_options(spec: LaunchSpec, queue: CachedQueue, job: Job | None) -> Non
     macros = item_macros(spec, item_id=spec.run_id or "", image=image, queue=queue.name)
     options = merged_options(queue.config, spec, queue.name, macros=macros, secrets={})
     if job is not None and job.base_image:
-        runner_class(queue.config.resource).check_image(job.base_image, options)
+        runner_class(queue.config.resource).check_base_image(job.base_image, options)
     arguments_of(spec, job)
     variables_of_inputs(spec, job, queue.config, queue.name)
 

@@ -532,6 +532,15 @@ class Runner(ABC):
             SpecError: with the next step.
         """
 
+    @classmethod
+    def check_base_image(cls, image: str, options: Mapping[str, Any]) -> None:
+        """Refuse an image that a job's code is to run in, as `check_image` does; by default the same ones.
+
+        Raises:
+            SpecError: with the next step.
+        """
+        cls.check_image(image, options)
+
     @classmethod  # noqa: B027 - the options of most name nothing there
     async def check_on_server(cls, options: Mapping[str, Any], server: Server) -> None:
         """Check what options name on the Prefect server: a queue's when it is written, an item's when it is queued.

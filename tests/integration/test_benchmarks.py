@@ -72,4 +72,4 @@ def test_unknown_benchmark_is_refused_with_the_names_of_all() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
 
     assert done.returncode == 2
-    assert "unknown benchmark 'dispach'; there are imports, start, dispatch, throughput, agents, " in done.stderr
+    assert "unknown benchmark 'dispach'; there are imports, start, dispatch, throughput, cost, agents, " in done.stderr

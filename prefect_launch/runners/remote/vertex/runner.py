@@ -107,8 +107,8 @@ class VertexRunner(RemoteRunner):
         return vertex_options.amounts(options)
 
     @classmethod
-    def check_image(cls, image: str, options: Mapping[str, Any]) -> None:
-        vertex_options.refuse_base_image(image)  # A base image: of an item that names its own, nothing is asked.
+    def check_base_image(cls, image: str, options: Mapping[str, Any]) -> None:
+        vertex_options.refuse_base_image(image)
 
     @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:

@@ -187,6 +187,19 @@ def test_job_with_a_base_image_is_refused_before_it_is_queued(tmp_path: Path) ->
         assert list(api.items(queue="gcp")) == []
 
 
+def test_item_that_names_its_own_image_is_queued() -> None:
+    api = InMemoryApi(entity="acme")
+    with use_api(api):
+        api.create_run_queue("gcp", "vertex", config={"spec": SPEC})
+        launch_add(
+            docker_image="host.example/train:1",
+            entry_point=["train"],
+            queue_name="gcp",
+            config={"docker": {"pin": False}},
+        )
+    assert len(list(api.items(queue="gcp"))) == 1
+
+
 def test_command_runs_in_the_folder_of_the_image_that_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     plan = plan_of(tmp_path, command=("sh", "-c", 'pwd; echo "$1"', "sh"), args=("a b",), working_dir="sub")
