@@ -40,23 +40,29 @@ def usage_below(root: int) -> Usage | None:
     own: dict[int, int] = {}
     of_files = 0
     for pid in pids:
-        fields, pages = supervisor.stat_fields(pid), _read(f"/proc/{pid}/statm").split()
-        if fields is None or not pages:
+        if (fields := supervisor.stat_fields(pid)) is None:
             continue  # It has ended just now.
         ticks += sum(map(int, fields[_OWN_TICKS])) + sum(map(int, fields[_ENDED_TICKS]))
-        resident, shared = (int(number) * _PAGE_BYTES for number in pages[1:3])
-        own[pid] = resident - shared
+        own[pid], shared = _memory_of(pid)
         of_files = max(of_files, shared)  # Processes of one run mostly share the same libraries and arrays.
     large = [pid for pid, size in own.items() if size > _MUCH_BYTES]
     if len(large) > 1:
-        own |= {pid: share for pid in large if (share := _share_of(pid)) is not None}
+        own |= {pid: _share_of(pid) for pid in large}
     return Usage(ticks / _TICKS, sum(own.values()) + of_files, time.thread_time() - began)
 
 
-def _share_of(pid: int) -> int | None:
-    """Return a process's share of the memory that is of no file; None where the kernel does not tell."""
+def _memory_of(pid: int) -> tuple[int, int]:
+    """Return a process's memory that is of no file, and that which is; nothing of one that has ended."""
+    pages = _read(f"/proc/{pid}/statm").split()
+    resident, shared = (int(number) * _PAGE_BYTES for number in pages[1:3] or (0, 0))
+    return resident - shared, shared
+
+
+def _share_of(pid: int) -> int:
+    """Return a process's share of the memory that is of no file; all that it has where the kernel does not tell."""
     found = _SHARE.search(_read(f"/proc/{pid}/smaps_rollup"))
-    return None if found is None else int(found[1]) * 1024
+    # One that has ended meanwhile has none: what it shared is in the shares of the others.
+    return _memory_of(pid)[0] if found is None else int(found[1]) * 1024
 
 
 def _descendants(root: int) -> Iterator[int]:
