@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 
 from benchmarks.figures import Figure, print_table
@@ -13,10 +13,10 @@ from benchmarks.place import Place, open_place
 
 NAMES = (
     *("imports", "start", "dispatch", "throughput", "cost", "agents", "cancel", "restart", "memory", "enqueue"),
-    *("builds", "sweep", "metrics", "usage", "depth", "agents-postgres", "clusters"),
+    *("builds", "sweep", "metrics", "usage", "depth", "agents-postgres", "costs", "clusters"),
 )
-#: What `clusters` consists of; each can be measured by itself.
-CLUSTERS = tuple(f"clusters-{name}" for name in ("memory", "kubernetes", "slurm", "ray", "prefect"))
+#: What some consist of; each part can be measured by itself, as `clusters-slurm`.
+PARTS = {"clusters": ("memory", "kubernetes", "slurm", "ray", "prefect"), "costs": ("sqlite", "postgres")}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,14 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"what to measure: {', '.join(NAMES)}; by default all; one part of clusters: {', '.join(CLUSTERS)}",
+        help=f"what to measure: {', '.join(NAMES)}; by default all; parts of some: {', '.join(_parts(PARTS))}",
     )
     parser.add_argument("--quick", action="store_true", help="a few rounds, to see that the benchmarks work")
     parser.add_argument(
         "--deepest", type=int, default=10_000, metavar="N", help="how many items wait at most in `depth`"
     )
     given = parser.parse_args(arguments)
-    unknown = sorted(set(given.names) - {*NAMES, *CLUSTERS})
+    unknown = sorted(set(given.names) - {*NAMES, *_parts(PARTS)})
     if unknown:
         parser.error(f"unknown benchmark {unknown[0]!r}; there are {', '.join(NAMES)}")
     print(machine(), flush=True)
@@ -50,10 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_table(figures)
 
 
-def _parts(names: Sequence[str], *, quick: bool) -> Iterator[str]:
-    """Put the parts of `clusters` in its place: of them, the real engines are left out when it is to be quick."""
+def _parts(names: Iterable[str], *, quick: bool = False) -> Iterator[str]:
+    """Put the parts of some in their place: the first alone, which needs no engine, when it is to be quick."""
     for name in names:
-        yield from CLUSTERS[: 1 if quick else None] if name == "clusters" else (name,)
+        parts = [f"{name}-{part}" for part in PARTS.get(name, ())]
+        yield from parts[: 1 if quick else None] or (name,)
 
 
 def _measure(name: str, place: Place) -> list[Figure]:
@@ -62,11 +63,9 @@ def _measure(name: str, place: Place) -> list[Figure]:
 
         return bench_imports.measure(place.rounds(15))
     # Imported late: Prefect reads its settings when it is first imported.
-    if name.startswith("clusters-"):
-        from benchmarks import bench_clusters
-
-        return bench_clusters.measure(place, name.removeprefix("clusters-"))
-    figures: list[Figure] = import_module(f"benchmarks.bench_{name.replace('-', '_')}").measure(place)
+    whole, _, part = name.partition("-")
+    module = import_module(f"benchmarks.bench_{whole if whole in PARTS else name.replace('-', '_')}")
+    figures: list[Figure] = module.measure(place, part) if whole in PARTS else module.measure(place)
     return figures
 
 

@@ -113,7 +113,7 @@ def items_of(place: Place, count: int) -> int:
     return _QUICK_ITEMS if place.quick else count
 
 
-def bare_load(site: Site, name: str, spec: Mapping[str, Any], count: int, *, clients: int) -> Load:
+def bare_load(site: Site, name: str, spec: Mapping[str, Any], count: int, *, clients: int, slots: int = SLOTS) -> Load:
     """Measure the calls alone, from one process: each client has a queue of its own, so none takes another's items."""
     each = count // clients
     apis = [site.apis[number % len(site.apis)] for number in range(clients)]
@@ -123,12 +123,12 @@ def bare_load(site: Site, name: str, spec: Mapping[str, Any], count: int, *, cli
         launch_add_many([spec] * each, queue, api=site.apis[0])
 
     async def work() -> None:
-        await asyncio.gather(*(empty(api, queue, SLOTS) for api, queue in zip(apis, queues, strict=True)))
+        await asyncio.gather(*(empty(api, queue, slots) for api, queue in zip(apis, queues, strict=True)))
 
     before = site.cpu()
     asyncio.run(work())
     server, database = (now - then for now, then in zip(site.cpu(), before, strict=True))
-    rate = steady_rate([end for queue in queues for end in _ends(site, queue, each)], SLOTS * clients)
+    rate = steady_rate([end for queue in queues for end in _ends(site, queue, each)], slots * clients)
     for one in made:
         one.delete()
     whole = each * clients

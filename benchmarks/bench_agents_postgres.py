@@ -35,7 +35,7 @@ def measure(place: Place) -> list[Figure]:
     figures: list[Figure] = []
     count, agents = items_of(place, _ITEMS), _AGENTS[: place.few(len(_AGENTS))]
     for processes in _API_PROCESSES:
-        with _site(place, processes) as site:
+        with postgres_site(place, processes) as site:
             spec, name = {"job": instant_job(place, site.apis[0])}, f"{processes}-apis"
             floor = bare_load(site, f"{name}-none", spec, count, clients=_CLIENTS * processes)
             loads = [agents_load(place, site, f"{name}-{number}", spec, count, agents=number) for number in agents]
@@ -54,7 +54,7 @@ def _never_falling(loads: Sequence[Load], where: str) -> Iterator[Figure]:
 
 
 @contextmanager
-def _site(place: Place, processes: int) -> Iterator[Site]:
+def postgres_site(place: Place, processes: int) -> Iterator[Site]:
     """Have a database and API processes on it; this process's settings lead to the first of them."""
     with ExitStack() as stack:
         postgres = PostgresServer()
