@@ -256,14 +256,15 @@ def aws_errors(what: str) -> Iterator[None]:
         UnreachableError: when AWS gives no answer, fails, or asks for patience.
         InfrastructureError: for any other refusal.
     """
+    from aiohttp import ClientError as BrokenBody  # What aiobotocore lets through of a body that breaks off.
     from botocore import exceptions as botocore
     from botocore.parsers import ResponseParserError
 
     try:
         yield
     except botocore.NoCredentialsError as error:
-        raise NoIdentityError(_nobody(f"so it gives no {what} ({clause(error)})")) from error
-    except (botocore.HTTPClientError, botocore.ConnectionError) as error:
+        raise NoIdentityError(_nobody(f"so AWS cannot be asked for {what} ({clause(error)})")) from error
+    except (botocore.HTTPClientError, botocore.ConnectionError, BrokenBody) as error:
         raise UnreachableError(
             f"AWS does not answer: {clause(error)}. It was asked for {what}. Look at the network, and at the region."
         ) from error

@@ -145,6 +145,8 @@ class FakeAws:
         runs_jobs: whether a job's command runs; else a test moves it.
         log_lag: how long an event takes to be read, in seconds.
         refusal: the next job is refused with it.
+        s3_refusal: every call of S3 is refused with it.
+        is_cut: whether S3 breaks off in the midst of an object.
     """
 
     def __init__(self, folder: Path, *, grace_seconds: float = 1.0) -> None:
@@ -161,6 +163,8 @@ class FakeAws:
         self.log_lag = 0.0
         self.page_size = 100
         self.refusal: AwsError | None = None
+        self.s3_refusal: AwsError | None = None
+        self.is_cut = False
         self._tokens = itertools.count(1)
         self._token_life = 0
         self._lock = threading.RLock()
@@ -417,7 +421,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self._fails("get_object"):
             return
         bucket, _, key = unquote(url.path).lstrip("/").partition("/")
-        if not key:
+        if (refusal := self.aws.s3_refusal) is not None:
+            self._answer(403, f"<Error><Code>{refusal.code}</Code><Message>{refusal}</Message></Error>".encode())
+        elif not key:
             prefix = parse_qs(url.query).get("prefix", [""])[0]
             rows = "".join(
                 f"<Contents><Key>{escape(name.partition('/')[2])}</Key><Size>{len(data)}</Size></Contents>"
@@ -452,6 +458,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if self.aws.is_cut and kind == "binary/octet-stream":
+            body, self.close_connection = body[: len(body) // 2], True
         self.wfile.write(body)
 
     def log_message(self, *arguments: Any) -> None:

@@ -275,7 +275,7 @@ class RemoteRunner(Runner):
         warnings, left_out = [*problems], LeftOut()
         try:
             left_out = await self._outputs(handle, plan)
-        except (InfrastructureError, OSError) as error:
+        except (LaunchError, OSError) as error:  # Also of an agent that may not read them.
             warnings.append(f"the outputs are not kept: {error}")
         end = status.exit or ExitStatus(exit_code=None, error=f"{self.name} does not report how it ended")
         return end.model_copy(

@@ -96,7 +96,7 @@ async def test_role_that_may_not_be_assumed_is_named(cloud: FakeCloud) -> None:
 
 
 async def test_machine_that_is_nobody_is_told_how_to_be_somebody(cloud: FakeCloud) -> None:
-    with pytest.raises(NoIdentityError, match=r"nobody at AWS.*clouds\.aws"):
+    with pytest.raises(NoIdentityError, match=r"nobody at AWS, so AWS cannot be asked for who the agent.*clouds\.aws"):
         await account(region=REGION).identity()
 
 

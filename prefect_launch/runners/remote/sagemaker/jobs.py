@@ -26,6 +26,7 @@ from prefect_launch.clouds.aws import aws_errors
 from prefect_launch.errors import (
     AgentConfigError,
     InfrastructureError,
+    LaunchError,
     NoRoomError,
     SpecError,
     UnreachableError,
@@ -169,8 +170,9 @@ class TrainingJobs:
             try:
                 is_made = await self._create({**request, "TrainingJobName": name})
             except (AgentConfigError, NoRoomError, SpecError):
-                await self._drop(name)  # It is refused, and not only unanswered.
-                raise
+                if not await self._was_made(name):
+                    raise
+                is_made = False
             if is_made:
                 starting = {"TrainingJobName": name, "TrainingJobStatus": "InProgress", "SecondaryStatus": "Starting"}
                 self._seen[name] = _Seen(starting)
@@ -191,6 +193,16 @@ class TrainingJobs:
             if not has_ended(job):
                 return await self._remote(name)
         raise InfrastructureError(f"SageMaker has {_MOST_NAMES} ended jobs of {run!r}. Add the item anew.")
+
+    async def _was_made(self, name: str) -> bool:
+        """Whether a job that SageMaker refuses is there: an earlier answer was lost, and it may use up the quota."""
+        try:
+            job = await self._describe(name)
+        except LaunchError:
+            return False  # Its note stays.
+        if job is None:
+            await self._drop(name)
+        return job is not None
 
     async def _keep(self, name: str, labels: Mapping[str, str]) -> None:
         self._labels[name] = dict(labels)
@@ -235,7 +247,11 @@ class TrainingJobs:
 
     async def forget(self, run: str) -> None:
         """Let this home know nothing more of a run's job, which has ended: SageMaker keeps its own record of it."""
-        await self._drop(self.current(run))
+        newest = self.current(run)
+        parsed = _parsed(newest)
+        for number in range(1, parsed[1] + 1 if parsed else 1):
+            self._seen.pop(name_of(run, number), None)
+        await self._drop(newest)
 
     async def _drop(self, name: str) -> None:
         await anyio.to_thread.run_sync(self._notes.remove, name)

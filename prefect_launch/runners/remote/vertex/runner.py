@@ -1,8 +1,8 @@
 """Runner of the resource `vertex`: a run is a custom job of Vertex AI, whose display name is the run's.
 
 Vertex AI cannot hold a job, and a name is no key there: `prefect_launch.runners.remote.vertex.jobs` sees that each
-claim has one job. A note in the agent's home says when a job was last asked for, so that one whose answer was lost is
-looked for, also by the next agent. Who the agent is at Google Cloud, and where its jobs run, `clouds.gcp` in its config
+claim has one job. A note in the agent's home says that a job was asked for, so that one whose answer was lost is looked
+for, also by the next agent. Who the agent is at Google Cloud, and where its jobs run, `clouds.gcp` in its config
 says.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import anyio
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from prefect_launch.core.output_limits import LeftOut
 from prefect_launch.errors import LaunchError, UnreachableError
@@ -40,11 +40,7 @@ _LOG_SETTLE_SECONDS: Final = 15.0
 
 
 class _Asked(BaseModel):
-    """What is noted of a job that was asked for: when, in seconds since the epoch."""
-
-    model_config = ConfigDict(frozen=True)
-
-    at: float
+    """The note of a job that was asked for. It has no time: Google may make the job long after it was asked."""
 
 
 class VertexRunner(RemoteRunner):
@@ -162,14 +158,13 @@ class VertexRunner(RemoteRunner):
     # --- what Vertex AI offers ---
 
     async def submit(self, plan: RunPlan) -> RemoteJob:
-        asked = await anyio.to_thread.run_sync(self._notes.read, plan.name)
-        doubt = 0.0 if asked is None else min(self.lag_seconds, max(0.0, asked.at + self.lag_seconds - time.time()))
-        job = await self._jobs.named(plan.name, seconds=doubt)
+        was_asked = await anyio.to_thread.run_sync(self._notes.read, plan.name) is not None
+        job = await self._jobs.named(plan.name, seconds=self.lag_seconds if was_asked else 0.0)
         if job is not None:
             return read_job(job)
         body = vertex_options.custom_job(plan)
         await make_folder(self._client, body["jobSpec"]["baseOutputDirectory"]["outputUriPrefix"])
-        await anyio.to_thread.run_sync(self._notes.write, plan.name, _Asked(at=time.time()))
+        await anyio.to_thread.run_sync(self._notes.write, plan.name, _Asked())
         try:
             return read_job(await self._jobs.create(body))
         except UnreachableError:

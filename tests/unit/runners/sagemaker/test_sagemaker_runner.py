@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import tarfile
 from datetime import datetime, timezone
 from typing import Any
@@ -162,6 +163,29 @@ async def test_ended_job_is_kept_in_sagemaker_and_forgotten_here(world: SageMake
     assert world.aws.jobs[world.name(plan)].status == "Completed"
 
 
+async def test_removed_run_leaves_nothing_in_the_agents_memory(world: SageMakerWorld) -> None:
+    runner, plan = world.runner(), world.plan(SUCCEED)
+    handle = await started(runner, plan)
+    await runner.watch(handle, plan)
+    await runner.remove(handle)
+    await runner.poll([])  # Its last change is still in the lists.
+    assert [kept for kept in vars(runner._jobs).values() if isinstance(kept, dict) and kept] == []
+
+
+async def test_job_whose_answer_was_lost_is_the_run_though_the_next_try_finds_the_quota_used_up(
+    world: SageMakerWorld,
+) -> None:
+    runner, plan = world.runner(), world.plan(SUCCEED)
+    handle = await runner.create(plan)
+    world.aws.lost_answers = 4
+    with pytest.raises(UnreachableError):
+        await runner.start(handle)
+    world.aws.refusal = AwsError("ResourceLimitExceeded", "The limit 'ml.m5' is 2 Instances, in use 2.")
+    await runner.start(handle)
+    assert (await runner.watch(handle, plan)).succeeded
+    assert len(world.aws.jobs) == 1
+
+
 # --- how often AWS is asked ---
 
 
@@ -316,6 +340,21 @@ async def test_results_are_kept_where_other_files_fill_the_limit(world: SageMake
 
 async def test_archive_that_is_cut_off_costs_the_outputs_and_not_the_end(world: SageMakerWorld) -> None:
     end = await ended_with(world, world.plan(SLEEP), packed(data__a=b"1" * 100_000)[:60])
+    assert end.succeeded
+    assert "the outputs are not kept" in end.warnings[0]
+
+
+@pytest.mark.parametrize("compression", ["GZIP", "NONE"])
+@pytest.mark.parametrize("fault", ["refused", "broken off"])
+async def test_outputs_that_s3_does_not_hand_over_cost_the_outputs_and_not_the_end(
+    world: SageMakerWorld, compression: str, fault: str
+) -> None:
+    place = {"S3OutputPath": f"s3://{BUCKET}/launch", "CompressionType": compression}
+    plan = world.plan(SLEEP, options={"OutputDataConfig": place})
+    world.aws.objects[f"{BUCKET}/launch/{world.name(plan)}/output/data/a"] = b"1" * 100_000
+    world.aws.s3_refusal = AwsError("AccessDenied", "Access Denied") if fault == "refused" else None
+    world.aws.is_cut = fault == "broken off"
+    end = await ended_with(world, plan, packed(data__a=random.Random(1).randbytes(100_000)))
     assert end.succeeded
     assert "the outputs are not kept" in end.warnings[0]
 

@@ -146,6 +146,28 @@ async def test_job_whose_answer_was_lost_is_found_though_lists_are_late(world: V
     assert len(cloud.jobs) == 1
 
 
+async def test_job_that_was_made_long_after_it_was_asked_for_is_found_though_lists_are_late(
+    world: VertexWorld, cloud: VertexCloud
+) -> None:
+    cloud.list_lag = 0.2
+
+    def lose_late(request: httpx.Request) -> httpx.Response | None:
+        if request.method != "POST" or not request.url.path.endswith("/customJobs"):
+            return None
+        cloud.faults.remove(lose_late)
+        time.sleep(2 * VertexRunner.lag_seconds)  # Google takes longer than its lists.
+        cloud.answer(request)
+        raise httpx.ReadTimeout("no answer", request=request)
+
+    cloud.faults.append(lose_late)
+    runner, plan = world.runner(), world.plan("sleep 0.1")
+    handle = await runner.create(plan)
+    with pytest.raises(UnreachableError):
+        await runner.start(handle)
+    await runner.start(handle)
+    assert len(cloud.jobs) == 1
+
+
 async def test_younger_of_two_jobs_of_one_claim_is_cancelled_and_deleted(
     world: VertexWorld, cloud: VertexCloud
 ) -> None:
