@@ -304,6 +304,8 @@ class ExitStatus(BaseModel):
         if self.preempted or self.timed_out:
             why = "preempted: its machine was taken away" if self.preempted else "reached its resource's time limit"
             return why if self.exit_code is None else f"{why}; it ended {self.manner()}"
+        if self.exit_code is None:
+            return "its exit code is not known"
         return f"ended {self.manner()}" if self.signal else f"exit code {self.exit_code}"
 
     def manner(self) -> str:

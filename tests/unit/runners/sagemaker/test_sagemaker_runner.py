@@ -114,6 +114,16 @@ def test_interrupted_job_that_sagemaker_starts_again_runs_on_and_says_why_it_wai
     assert "taken away; SageMaker starts the job again" in found.reason
 
 
+async def test_end_of_a_job_that_was_stopped_while_it_ran_does_not_name_a_code_that_nobody_knows(
+    world: SageMakerWorld,
+) -> None:
+    runner, plan = world.runner(), world.plan(SLEEP)
+    handle = await started(runner, plan)
+    await runner.stop(handle, 1.0)
+    end = await runner.watch(handle, plan)
+    assert (end.stopped, end.describe()) == (True, "its exit code is not known")
+
+
 # --- names and identity ---
 
 
