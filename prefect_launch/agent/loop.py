@@ -24,7 +24,8 @@ from prefect_launch.agent.item.ownership import watch_ownership
 from prefect_launch.agent.item.preemption import Preemption
 from prefect_launch.agent.item.previous_attempts import stop_all_attempts
 from prefect_launch.agent.item.running_items import RunningItem
-from prefect_launch.agent.polling.events import SECOND_POLL_SECONDS, listen
+from prefect_launch.agent.polling.events import listen
+from prefect_launch.agent.polling.new_items import NewItems
 from prefect_launch.agent.recovery.abandoned_changes import AbandonedChanges
 from prefect_launch.agent.recovery.cancellations import CancellationWatcher, OrphanedCancellations
 from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
@@ -44,7 +45,7 @@ from prefect_launch.errors import LaunchError, ServerUnavailableError, Unreachab
 from prefect_launch.queues.agent_status import end_drain_request
 from prefect_launch.queues.presence import Presence, delete_presence, read_presences, write_presence
 from prefect_launch.queues.transitions import retry_until_available
-from prefect_launch.server.values import JOB_FLOW
+from prefect_launch.server.values import JOB_FLOW, ItemChange
 from prefect_launch.spec.item_parameters import is_scheduler
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Loop:
         self._unreachable_at_start: set[str] = set()
         self._may_have_claims = False
         self._scheduler_sought_at = float("-inf")
-        self._unseen: set[str] = set()  # Items that an event has named and no poll has shown.
+        self._new_items = NewItems(agent.poller.fleet, self._poll_again)
 
     async def run(self) -> None:
         """Run until a stop is requested, until empty, or until the time is up; its runs continue."""
@@ -152,6 +153,7 @@ class Loop:
             lost_seconds=context.lost_seconds,
             stop_here=stop_here,
             adopt_lost_run=self._adopt_lost_run,
+            on_living=self._poller.fleet.note,
         )
 
     async def _adopt_lost_run(self, queue: str, item: Item, lost: Collection[str]) -> bool:
@@ -204,7 +206,7 @@ class Loop:
             found = await self._agent.get_job_and_queue()
             if found is None:
                 break
-            self._unseen.discard(str(found[0].id))
+            self._new_items.note_claimed(str(found[0].id))
             await self._agent.run_job(*found)
         await self._agent.update_status("RUNNING" if self._running_items.thread_ids else "POLLING")
 
@@ -308,27 +310,20 @@ class Loop:
                 return False
         return True
 
-    def _on_event(self, item_id: str) -> None:
-        """Act on an event: an active item may be asked to stop, any other may be a new one.
-
-        The first event of a stream has no id: it says that the stream is open, and that some may have been missed.
-        """
-        if not item_id:
+    def _on_event(self, change: ItemChange) -> None:
+        """Act on an event; the first of a stream says that it is open, and that some may have been missed."""
+        if change.type is None:
             self._stops.check_soon()
-        running_item = self._running_items.find(item_id)
-        if running_item is None:
-            if item_id:
-                self._orphaned.on_event(item_id)
-            self._unseen.add(item_id)
             self._poll_again()
-            asyncio.get_running_loop().call_later(SECOND_POLL_SECONDS, self._poll_for_unseen, item_id)
-        else:
+        elif change.type is StateType.PENDING:
+            self._new_items.note_claimed(change.item_id)
+        elif change.type is StateType.SCHEDULED:
+            if self._running_items.find(change.item_id) is None:
+                self._new_items.note_queued(change)
+        elif (running_item := self._running_items.find(change.item_id)) is not None:
             self._stops.on_event(running_item)
-
-    def _poll_for_unseen(self, item_id: str) -> None:
-        if item_id in self._unseen:
-            self._unseen.discard(item_id)
-            self._poll_again()
+        else:
+            self._orphaned.on_event(change.item_id)
 
     def _poll_again(self) -> None:
         self._poller.poll_again()

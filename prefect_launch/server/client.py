@@ -39,6 +39,7 @@ from prefect_launch.server.values import (
     POOL_TYPE,
     Deployment,
     DeploymentFields,
+    ItemChange,
     Pool,
     PriorityQueue,
     ServerAbout,
@@ -47,6 +48,7 @@ from prefect_launch.server.values import (
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
+    from prefect.events import Event
     from prefect.events.filters import EventFilter
     from typing_extensions import Unpack
 
@@ -66,7 +68,7 @@ class EventCalls(Calls):
 
     api_url: str
 
-    async def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[str]:
+    async def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[ItemChange]:
         from prefect.events import ResourceSpecification
         from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter, EventResourceFilter
 
@@ -74,11 +76,11 @@ class EventCalls(Calls):
             event=EventNameFilter(prefix=["prefect.flow-run."]),
             any_resource=EventAnyResourceFilter(id=[f"prefect.work-pool.{pool_id}" for pool_id in pool_ids]),
             resource=EventResourceFilter(
-                labels=ResourceSpecification({"prefect.state-type": ["SCHEDULED", "CANCELLING"]})
+                labels=ResourceSpecification({"prefect.state-type": ["SCHEDULED", "PENDING", "CANCELLING"]})
             ),
         )
         async for event in self._watch(wanted):
-            yield "" if event is None else event.resource.id.removeprefix(_ITEM_RESOURCE)
+            yield ItemChange() if event is None else _change_in(event)
 
     async def watch_items(
         self, tag: str, *item_ids: UUID, state_types: Collection[StateType] = ()
@@ -108,7 +110,7 @@ class EventCalls(Calls):
         async for event in self._watch(wanted):
             yield "" if event is None else name
 
-    async def _watch(self, wanted: EventFilter) -> AsyncIterator[Any]:
+    async def _watch(self, wanted: EventFilter) -> AsyncIterator[Event | None]:
         """Yield `None` once the stream is open, then each event."""
         from prefect.events.clients import PrefectEventSubscriber
         from websockets.exceptions import WebSocketException
@@ -125,6 +127,15 @@ class EventCalls(Calls):
                 f"The event stream of the Prefect server at {self.api_url} cannot be read"
                 f" ({type(error).__name__}: {error}). Connect again, and ask the server for what waits meanwhile."
             ) from error
+
+
+def _change_in(event: Event) -> ItemChange:
+    pool = event.resource_in_role.get("work-pool")
+    return ItemChange(
+        event.resource.id.removeprefix(_ITEM_RESOURCE),
+        (pool.name if pool else None) or "",
+        StateType(event.resource["prefect.state-type"]),
+    )
 
 
 # --- variables ---

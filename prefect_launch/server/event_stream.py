@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from prefect_launch.core.backoff import Backoff
 from prefect_launch.errors import LaunchError
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _RECONNECT_FIRST_SECONDS: Final = 0.5
 _RECONNECT_MAX_SECONDS: Final = 10.0
 
 
-async def follow(connect: Callable[[], AsyncIterator[str]], on_event: Callable[[str], None]) -> None:
+async def follow(connect: Callable[[], AsyncIterator[T]], on_event: Callable[[T], None]) -> None:
     """Report every event of a server's stream; never returns, and connects again when the connection ends.
 
     Args:
@@ -31,7 +33,7 @@ async def follow(connect: Callable[[], AsyncIterator[str]], on_event: Callable[[
         await pauses.sleep()
 
 
-async def _next(stream: AsyncIterator[str]) -> str | None:
+async def _next(stream: AsyncIterator[T]) -> T | None:
     """Return the next event of a stream; `None` when it has ended or broken."""
     try:
         return await anext(stream, None)

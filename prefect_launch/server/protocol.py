@@ -16,6 +16,7 @@ from prefect_launch.server.values import (
     Deployment,
     DeploymentFields,
     Item,
+    ItemChange,
     ItemDraft,
     ItemFilter,
     LogRecord,
@@ -268,11 +269,11 @@ class Server(Protocol):
     async def beat_items(self, items: Sequence[Item]) -> None:
         """Tell the server that these items are alive (Prefect's `prefect.flow-run.heartbeat` event)."""
 
-    def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[str]:
-        """Yield an empty text once the stream is open, then the id of an item of these pools whenever one is queued or
-        asked to stop.
+    def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[ItemChange]:
+        """Yield an empty change once the stream is open, then each of an item of these pools that is queued,
+        claimed, or asked to stop.
 
-        Events before the empty text may be missing: read the state then. An event comes before the server has
+        Events before the empty change may be missing: read the state then. An event comes before the server has
             committed the change. The iterator ends when the server closes the connection.
 
         Raises:

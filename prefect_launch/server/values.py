@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from enum import Enum
-from typing import Any, Final, TypedDict
+from typing import Any, Final, NamedTuple, TypedDict
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -286,3 +286,17 @@ class ServerAbout(_Value):
 
     version: str = Field(description='Of Prefect, such as "3.8.8".')
     time: datetime | None = Field(default=None, description="Of its clock, in whole seconds; None: it did not say.")
+
+
+class ItemChange(NamedTuple):
+    """A change of an item's state, as the event stream tells of it; the first of a stream names no item.
+
+    Attributes:
+        item_id: of the item; empty: the stream is open.
+        queue: the item's.
+        type: of the new state.
+    """
+
+    item_id: str = ""
+    queue: str = ""
+    type: StateType | None = None

@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import SpecError
 from prefect_launch.server.items import ONCE, RESULT, is_same_artifact
-from prefect_launch.server.values import PAGE, Item, LogRecord, ServerAbout
+from prefect_launch.server.values import PAGE, Item, ItemChange, LogRecord, ServerAbout
 from prefect_launch.testing.server_items import InMemoryItems
 from prefect_launch.testing.server_pools import InMemoryPools
 from prefect_launch.testing.server_store import Calls, Hook, Store, Watcher, as_json, call
@@ -101,11 +101,11 @@ class InMemoryTelemetry(Calls):
     def beat_items(self, items: Sequence[Item]) -> None:
         self._store.heartbeats.update({item.id: self._store.now() for item in items})
 
-    def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[str]:
+    def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[ItemChange]:
         watcher = Watcher(pool_ids)
         with self._store.lock:
             self._store.watchers.add(watcher)
-        return self._stream(watcher)
+        return self._stream(watcher, ItemChange())
 
     def watch_items(self, tag: str, *item_ids: UUID, state_types: Collection[StateType] = ()) -> AsyncIterator[str]:
         watcher = Watcher(tag=tag, item_ids=item_ids, state_types=state_types)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 #: What the limits of pools and queues count.
 _IN_WORK = frozenset({StateType.PENDING, StateType.RUNNING})
-_SENT_AS_EVENTS = frozenset({StateType.SCHEDULED, StateType.CANCELLING})
+_SENT_AS_EVENTS = frozenset({StateType.SCHEDULED, StateType.PENDING, StateType.CANCELLING})
 #: Whether an item fits a filter, by the filter's name.
 _FITS: Final[Mapping[str, Callable[[Item, Any], bool]]] = {
     "pool": lambda item, pool: item.work_pool_name == pool,

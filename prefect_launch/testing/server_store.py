@@ -28,7 +28,7 @@ from prefect.utilities.templating import find_placeholders
 from prefect_launch.core.states import StateType
 from prefect_launch.core.validation import check_server_json
 from prefect_launch.errors import QueueError, ServerUnavailableError, SpecError
-from prefect_launch.server.values import Deployment, Item, LogRecord, Pool, PriorityQueue, State, Worker
+from prefect_launch.server.values import Deployment, Item, ItemChange, LogRecord, Pool, PriorityQueue, State, Worker
 
 #: Awaited with the name of the method at a call.
 Hook = Callable[[str], Awaitable[None]]
@@ -84,7 +84,7 @@ class Watcher:
         self.tag = tag
         self.state_types = frozenset(state_types or StateType)
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[str | None] = asyncio.Queue()
+        self._events: asyncio.Queue[str | ItemChange | None] = asyncio.Queue()
 
     @property
     def call(self) -> str:
@@ -93,13 +93,13 @@ class Watcher:
             return "watch_items"
         return "watch_pools" if self.variable is None else "watch_variable"
 
-    def notify(self, item_id: str | None) -> None:
-        """Hand over an item's id, or a variable's name; `None` ends the stream."""
+    def notify(self, event: str | ItemChange | None) -> None:
+        """Hand over an item's change or id, or a variable's name; `None` ends the stream."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._events.put_nowait, item_id)
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    async def next(self) -> str | None:
-        """Wait for the next id."""
+    async def next(self) -> Any:
+        """Wait for the next event."""
         return await self._events.get()
 
 
@@ -134,7 +134,9 @@ class Store:
         for watcher in list(self.watchers):
             of_pool = pools and stored is not None and stored.pool.id in watcher.pool_ids
             is_named = watcher.tag in item.tags or item.id in watcher.item_ids
-            if of_pool or (is_named and item.state_type in watcher.state_types):
+            if of_pool:
+                watcher.notify(ItemChange(str(item.id), item.work_pool_name or "", item.state_type))
+            elif is_named and item.state_type in watcher.state_types:
                 watcher.notify(str(item.id))
 
 
@@ -158,9 +160,9 @@ class Calls:
         if self.after_call is not None:
             await self.after_call(method)
 
-    async def _stream(self, watcher: Watcher) -> AsyncIterator[str]:
+    async def _stream(self, watcher: Watcher, first: Any = "") -> AsyncIterator[Any]:
         await self._enter(watcher.call)
-        yield ""
+        yield first
         while (event := await watcher.next()) is not None:
             yield event
 

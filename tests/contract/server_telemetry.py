@@ -10,7 +10,7 @@ import anyio
 
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.items import RESULT
-from prefect_launch.server.values import Item, LogRecord, State
+from prefect_launch.server.values import Item, ItemChange, LogRecord, State
 from tests.contract.server_place import Place, draft, make_place
 
 #: An event takes about 40 ms; a loaded machine gets its time.
@@ -139,15 +139,17 @@ class TelemetryContract:
         watch = await _open(place)
         items = [await place.add(), await place.add()]
         items += await place.server.create_items(place.deployment_id, [draft(), draft()])
-        assert await _told(watch, until=items[-1]) == [str(item.id) for item in items]
+        assert await _changes(watch, until=items[-1]) == [_change(item, place) for item in items]
 
-    async def test_request_to_stop_and_new_turn_are_reported_and_nothing_else(self, place: Place) -> None:
+    async def test_claim_request_to_stop_and_new_turn_are_reported_and_nothing_else(self, place: Place) -> None:
         watch = await _open(place)
         first = await place.add()
         await place.move(first, ItemState.CLAIMED, ItemState.RUNNING, ItemState.CANCELLING, ItemState.CANCELLED)
         await place.move(first, ItemState.QUEUED, ItemState.CANCELLING)
         last = await place.add()
-        assert await _told(watch, until=last) == [str(first.id)] * 3 + [str(last.id)]
+        told = (StateType.SCHEDULED, StateType.PENDING, StateType.CANCELLING, StateType.SCHEDULED)
+        changes = [_change(first, place, one) for one in told]
+        assert await _changes(watch, until=last) == [*changes, _change(last, place)]
 
     async def test_only_items_of_the_pools_asked_for_are_reported(self, place: Place) -> None:
         other = await make_place(place.server, f"{place.pool}-2")
@@ -155,7 +157,7 @@ class TelemetryContract:
         watch = await _open(place, other)
         await third.add()
         items = [await other.add(), await place.add()]
-        assert await _told(watch, until=items[-1]) == [str(item.id) for item in items]
+        assert await _changes(watch, until=items[-1]) == [_change(items[0], other), _change(items[1], place)]
 
     async def test_every_change_of_state_of_an_item_with_the_tag_is_reported(self, place: Place) -> None:
         tag = f"sweep:{uuid4()}"
@@ -190,18 +192,31 @@ class TelemetryContract:
     async def test_two_watchers_are_both_told(self, place: Place) -> None:
         watches = [await _open(place), await _open(place)]
         item = await place.add()
-        assert [await _told(watch, until=item) for watch in watches] == [[str(item.id)]] * 2
+        assert [await _changes(watch, until=item) for watch in watches] == [[_change(item, place)]] * 2
 
 
 def _record(message: str, timestamp: datetime, level: int = 20) -> LogRecord:
     return LogRecord(message=message, timestamp=timestamp, level=level)
 
 
-async def _open(*places: Place) -> AsyncIterator[str]:
+def _change(item: Item, place: Place, state: StateType = StateType.SCHEDULED) -> ItemChange:
+    return ItemChange(str(item.id), place.pool, state)
+
+
+async def _open(*places: Place) -> AsyncIterator[ItemChange]:
     watch = places[0].server.watch_pools([place.pool_id for place in places])
     with anyio.fail_after(PATIENCE_SECONDS):
-        assert await anext(watch) == ""
+        assert await anext(watch) == ItemChange()
     return watch
+
+
+async def _changes(watch: AsyncIterator[ItemChange], *, until: Item) -> list[ItemChange]:
+    told: list[ItemChange] = []
+    with anyio.fail_after(PATIENCE_SECONDS):
+        while not told or told[-1].item_id != str(until.id):
+            told.append(await anext(watch))
+    await watch.aclose()  # type: ignore[attr-defined]
+    return told
 
 
 async def _told(watch: AsyncIterator[str], *, until: Item) -> list[str]:

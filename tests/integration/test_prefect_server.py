@@ -62,7 +62,7 @@ async def test_restart_ends_the_event_stream_and_is_waited_out_by_calls(
         place = await make_place(server, "gpu")
         item = await place.add()
         watch = server.watch_pools([place.pool_id])
-        assert await anext(watch) == ""
+        assert (await anext(watch)).item_id == ""
         await anyio.to_thread.run_sync(own_prefect_server.stop)
         with anyio.fail_after(20):
             assert await _end_of(watch) in ("ended", "broke")
@@ -71,7 +71,7 @@ async def test_restart_ends_the_event_stream_and_is_waited_out_by_calls(
             assert (await place.read(item)).id == item.id  # asked while it is away
 
 
-async def _end_of(watch: AsyncIterator[str]) -> str:
+async def _end_of(watch: AsyncIterator[object]) -> str:
     try:
         async for _ in watch:
             pass

@@ -12,7 +12,7 @@ import pytest
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ServerUnavailableError
 from prefect_launch.server.protocol import Server
-from prefect_launch.server.values import Answer, State
+from prefect_launch.server.values import Answer, ItemChange, State
 from prefect_launch.testing import InMemoryServer
 from tests.contract.server_contract import ServerContract
 from tests.contract.server_place import make_place
@@ -40,9 +40,9 @@ async def test_event_stream_ends_when_the_server_goes_down_and_cannot_be_opened_
     server = InMemoryServer()
     place = await make_place(server, "gpu")
     watch = server.watch_pools([place.pool_id])
-    assert await anext(watch) == ""
+    assert await anext(watch) == ItemChange()
     server.down()
-    assert [item_id async for item_id in watch] == []
+    assert [change async for change in watch] == []
     with pytest.raises(ServerUnavailableError):
         await anext(server.watch_pools([place.pool_id]))
 
@@ -53,7 +53,10 @@ async def test_item_queued_between_the_watch_and_its_first_step_is_reported() ->
     watch = server.watch_pools([place.pool_id])
     assert server.watching == 1
     item = await place.add()
-    assert [await anext(watch), await anext(watch)] == ["", str(item.id)]
+    assert [await anext(watch), await anext(watch)] == [
+        ItemChange(),
+        ItemChange(str(item.id), "gpu", StateType.SCHEDULED),
+    ]
 
 
 async def test_test_comes_between_before_any_call_takes_effect() -> None:
@@ -129,13 +132,13 @@ async def test_item_made_from_another_thread_wakes_a_watcher_here() -> None:
     server = InMemoryServer()
     place = await make_place(server, "gpu")
     watch = server.watch_pools([place.pool_id])
-    assert await anext(watch) == ""
+    assert await anext(watch) == ItemChange()
     thread = threading.Thread(target=anyio.run, args=(place.add,))
     thread.start()
     with anyio.fail_after(60):
         told = await anext(watch)
     thread.join()
-    assert [str(item.id) for item in await server.list_items(pool="gpu")] == [told]
+    assert [str(item.id) for item in await server.list_items(pool="gpu")] == [told.item_id]
 
 
 async def test_claims_from_many_threads_have_one_winner_each() -> None:

@@ -25,7 +25,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Final, Protocol
 from uuid import UUID
 
-from prefect_launch.agent.polling.share import Share
+from prefect_launch.agent.polling.share import Fleet, Share
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 from prefect_launch.spec.item_parameters import is_scheduler
@@ -225,11 +225,11 @@ class Candidates:
         *,
         ahead_seconds: float = 0.0,
         startable: Startable | None = None,
-        instance: str = "",
+        share: Share | None = None,
     ) -> None:
         self._server = server
         self._queue = queue
-        self._share = Share(server, queue, instance)
+        self._share = share or Share(Fleet(), queue)
         self._admission = admission
         self._startable = startable
         self._ahead = timedelta(seconds=min(ahead_seconds + _MARGIN_SECONDS, _MOST_AHEAD_SECONDS))
@@ -249,9 +249,9 @@ class Candidates:
         """
         return min(self._due_at, self._pager.due_at)
 
-    async def note_lost_claim(self) -> None:
+    def note_lost_claim(self) -> None:
         """Note that another agent was faster with an item."""
-        await self._share.note_lost_claim()
+        self._share.note_lost_claim()
 
     def forget(self) -> None:
         """Poll anew at the next use: something has come in that may be more urgent."""

@@ -11,6 +11,7 @@ import anyio
 
 from prefect_launch.server.event_stream import follow
 from prefect_launch.server.protocol import Server
+from prefect_launch.server.values import ItemChange
 
 #: The server sends an event before it commits; a second poll finds what the first came too early for.
 SECOND_POLL_SECONDS: Final = 0.15
@@ -33,14 +34,14 @@ class WakeEvent:
         self._event.clear()
 
 
-async def listen(server: Server, pool_ids: Collection[UUID], on_event: Callable[[str], None]) -> None:
-    """Report every item of these queues that is queued or asked to stop; never return.
+async def listen(server: Server, pool_ids: Collection[UUID], on_event: Callable[[ItemChange], None]) -> None:
+    """Report every item of these queues that is queued, claimed, or asked to stop; never return.
 
     Connects again when the connection ends.
 
     Args:
         server: the Prefect server.
         pool_ids: ids of the queues' work pools.
-        on_event: is called with the item's id, on the event loop.
+        on_event: is called with each change, on the event loop.
     """
     await follow(lambda: server.watch_pools(pool_ids), on_event)

@@ -17,6 +17,7 @@ import anyio
 from prefect_launch.agent.polling.author_gate import AuthorGate
 from prefect_launch.agent.polling.candidates import AdmissionCheck, Candidates, Startable
 from prefect_launch.agent.polling.predecessor_gate import PredecessorGate
+from prefect_launch.agent.polling.share import Fleet, Share
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError, unknown_name
 from prefect_launch.queues.author_shares import has, is_over_share, per_author_of
@@ -63,6 +64,9 @@ class QueuePoller:
         admission: decides which items it may claim now; by default all.
         opens: says whether items of a queue may be claimed now; by default always.
         poll_seconds: when the next poll comes at the latest: `seconds_until_due` gives what is due before.
+
+    Attributes:
+        fleet: the agents that it shares items with.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class QueuePoller:
         opens: Callable[[str], Awaitable[bool]] | None = None,
         poll_seconds: float = 0.0,
     ) -> None:
+        self.fleet = Fleet(holder.instance)
         self._session = session
         self._server = session.server
         self._holder = holder
@@ -88,7 +93,7 @@ class QueuePoller:
                 admission,
                 ahead_seconds=poll_seconds,
                 startable=self._gates_of(queue),
-                instance=holder.instance,
+                share=Share(self.fleet, queue),
             )
             for queue in queues
         }
@@ -162,7 +167,7 @@ class QueuePoller:
         item = await claim(self._server, polled, holder=self._holder)
         if item is None:
             self._release(polled.id)
-            await self._candidates[queue].note_lost_claim()
+            self._candidates[queue].note_lost_claim()
             return None
         if await self._fits(queue, item, polled.next_scheduled_start_time):
             return item

@@ -1,10 +1,10 @@
 """An agent's share of a queue's waiting items, for as long as other agents take items of the queue too.
 
-Agents that try for the same item cost the server a refused claim each, and polls that show what another has taken. So
-an agent that has lost a claim reads which agents live, and takes those items first that are its own: for each item, all
-agents work out the same owner, with no word between them. What is another's it takes when a poll shows nothing of its
-own. Half a minute after its last lost claim it takes items first in, first out again: nothing waits for long for an
-owner that has no free slot.
+For each item, all agents work out the same order of each other, with no word between them: who comes first is its
+owner. Agents that try for the same item cost the server a refused claim each, and polls that show what another has
+taken. So an agent that has lost a claim takes those items first that are its own. What is another's it takes when a
+poll shows nothing of its own. Half a minute after its last lost claim it takes items first in, first out again: nothing
+waits for long for an owner that has no free slot.
 """
 
 from __future__ import annotations
@@ -17,67 +17,89 @@ from itertools import groupby
 from typing import Final
 from uuid import UUID
 
-from prefect_launch.queues.presence import read_presences
-from prefect_launch.server.protocol import Server
+from prefect_launch.queues.presence import Presence
 from prefect_launch.server.values import Item
 
 #: For how long after a lost claim the agent takes it that it is not alone.
 CONTENDED_SECONDS: Final = 30.0
 
 
+class Fleet:
+    """The agents that live, this one among them.
+
+    Args:
+        instance: of this life of the agent.
+    """
+
+    def __init__(self, instance: str = "") -> None:
+        self._instance = instance
+        self._others: tuple[Presence, ...] = ()
+
+    def note(self, others: Iterable[Presence]) -> None:
+        """Note the other lives that are online, as they were last seen."""
+        self._others = tuple(others)
+
+    def size(self, queue: str) -> int:
+        """Return how many agents take items of a queue."""
+        return len(self._of(queue))
+
+    def turn(self, queue: str, item_id: str) -> int:
+        """Return how many agents come before this one for an item of a queue: none, when it is its owner."""
+        rank = _rank(self._instance, item_id)
+        return sum(_rank(life, item_id) > rank for life in self._of(queue))
+
+    def _of(self, queue: str) -> set[str]:
+        others = (life.holder.instance for life in self._others if queue in life.queues)
+        return {self._instance, *others}
+
+
 class Share:
     """Which of a queue's items an agent tries for first.
 
     Args:
-        server: the Prefect server.
+        fleet: the agents.
         queue: the queue's name.
-        instance: of this life of the agent.
     """
 
-    def __init__(self, server: Server, queue: str, instance: str) -> None:
-        self._server = server
+    def __init__(self, fleet: Fleet, queue: str) -> None:
+        self._fleet = fleet
         self._queue = queue
-        self._instance = instance
-        self._lives = {instance}
+        self._own: set[UUID] = set()
         self._lost_at = float("-inf")
-        self._read_at = float("-inf")
 
     @property
     def agents(self) -> int:
         """How many agents share the items; one while no claim is lost."""
-        return len(self._lives) if self._is_contended else 1
+        return self._fleet.size(self._queue) if self._is_contended else 1
 
     @property
     def _is_contended(self) -> bool:
         return time.monotonic() - self._lost_at < CONTENDED_SECONDS
 
-    async def note_lost_claim(self) -> None:
-        """Note that another agent was faster with an item; see who they are, unless it was seen within the time."""
+    def note_lost_claim(self) -> None:
+        """Note that another agent was faster with an item."""
         self._lost_at = time.monotonic()
-        if self._lost_at - self._read_at >= CONTENDED_SECONDS:
-            self._read_at = self._lost_at
-            lives = await read_presences(self._server)
-            others = {life.holder.instance for life in lives if self._queue in life.queues and not life.has_left}
-            self._lives = {self._instance, *others}
 
     def holds(self, item: Item) -> bool:
-        """Whether an item is this agent's, of several agents."""
-        return self.agents > 1 and self._instance == max(self._lives, key=lambda life: _rank(life, item.id))
+        """Whether an item of those last put in order is this agent's, of several agents."""
+        return self._is_contended and item.id in self._own
 
     def in_order(self, items: Iterable[Item]) -> list[Item]:
         """Return items by the server's order of priorities; inside each its own, then the rest, shuffled."""
+        found = list(items)
+        self._own = set()
         if not self._is_contended:
-            return list(items)
+            return found
+        if self.agents > 1:
+            self._own = {item.id for item in found if self._fleet.turn(self._queue, str(item.id)) == 0}
         ordered: list[Item] = []
-        for _, group in groupby(items, key=lambda item: item.work_queue_id):
-            own: list[Item] = []
-            rest: list[Item] = []
-            for item in group:
-                (own if self.holds(item) else rest).append(item)
+        for _, group in groupby(found, key=lambda item: item.work_queue_id):
+            of_group = list(group)
+            rest = [item for item in of_group if item.id not in self._own]
             random.shuffle(rest)
-            ordered += own + rest
+            ordered += [item for item in of_group if item.id in self._own] + rest
         return ordered
 
 
-def _rank(life: str, item_id: UUID) -> bytes:
-    return blake2b(life.encode() + item_id.bytes, digest_size=8).digest()
+def _rank(life: str, item_id: str) -> bytes:
+    return blake2b(f"{life} {item_id}".encode(), digest_size=8).digest()

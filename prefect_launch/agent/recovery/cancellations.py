@@ -136,7 +136,7 @@ class OrphanedCancellations:
         self._ids: set[UUID] = set()
 
     def on_event(self, item_id: str) -> None:
-        """Note the item of an event: it may be a new one, or one that is asked to stop."""
+        """Note an item that an event says is asked to stop."""
         self._ids.add(UUID(item_id))
         self._changed.set()
 

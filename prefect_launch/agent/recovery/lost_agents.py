@@ -68,6 +68,7 @@ class LostAgentDetector:
         stop_here: stops the runs of an item of a queue within this agent's reach; returns whether there was any.
         adopt_lost_run: adopts the run of an item of a queue, given the names of the lost agents; returns whether this
             or another agent has adopted it.
+        on_living: gets the other lives that are not over, at each check.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class LostAgentDetector:
         clock: Callable[[], float] = time.monotonic,
         stop_here: Callable[[str, Item], Awaitable[bool]] | None = None,
         adopt_lost_run: Callable[[str, Item, Collection[str]], Awaitable[bool]] | None = None,
+        on_living: Callable[[list[Presence]], None] = lambda _: None,
     ) -> None:
         self._session = session
         self._server = session.server
@@ -91,6 +93,7 @@ class LostAgentDetector:
         self._clock = clock
         self._stop_here = stop_here
         self._adopt_lost_run = adopt_lost_run
+        self._on_living = on_living
         self._seen: dict[tuple[str, str], _Seen] = {}
         self._settled: dict[tuple[str, str], datetime | None] = {}
         self._left: dict[tuple[str, str], set[UUID]] = {}
@@ -134,6 +137,7 @@ class LostAgentDetector:
     async def _find_silent_lives(self) -> list[Presence]:
         """Return the lives that are silent for too long; warn when another agent has this one's name."""
         silent = []
+        living = []
         for life in await read_presences(self._server):
             key, who = ("", life.holder.instance), life.holder
             if who.instance == self._holder.instance:
@@ -150,8 +154,12 @@ class LostAgentDetector:
                         who.host,
                     )
             is_for_this = not life.has_left or who.agent == self._name
-            if is_for_this and self._clock() - self._seen[key][1] >= self._lost_seconds:
+            is_silent = self._clock() - self._seen[key][1] >= self._lost_seconds
+            if is_for_this and is_silent:
                 silent.append(life)
+            elif not life.has_left and not is_silent:
+                living.append(life)
+        self._on_living(living)
         return silent
 
     async def _settle_silent_life(self, queue: str, life: Presence, living: Collection[str]) -> None:

@@ -132,7 +132,7 @@ async def test_agent_that_has_lost_a_claim_starts_the_oldest_items_of_an_author_
     agent = bench.agent()
     async with agent.connected():
         await agent.poller.read_limits()
-        await agent.poller._candidates[QUEUE].note_lost_claim()
+        agent.poller._candidates[QUEUE].note_lost_claim()
         taken = [await agent.poller.pop(QUEUE, slots=10) for _ in range(3)]
     assert {item.id for item in taken if item is not None} == {item.id for item in items[:2]}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.server.values import Item
+from prefect_launch.server.values import Item, ItemChange
 from prefect_launch.testing import Script
-from tests.support.bench import Bench
+from tests.support.bench import QUEUE, Bench
 
 
 async def test_item_is_stopped_though_the_loop_waits_for_a_slow_poll(bench: Bench) -> None:
@@ -66,4 +66,4 @@ async def test_short_item_costs_no_read_of_whose_it_is(bench: Bench) -> None:
 def _tell(bench: Bench, item: Item) -> None:
     """Send an event about an item, as the server does before it commits."""
     for watcher in list(bench.server._store.watchers):
-        watcher.notify(str(item.id))
+        watcher.notify(ItemChange(str(item.id), QUEUE, StateType.CANCELLING))

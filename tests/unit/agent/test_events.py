@@ -6,6 +6,8 @@ import asyncio
 import time
 
 from prefect_launch.agent.polling.events import WakeEvent, listen
+from prefect_launch.core.states import StateType
+from prefect_launch.server.values import ItemChange
 from tests.support.bench import QUEUE, Bench, eventually
 
 
@@ -26,37 +28,37 @@ async def test_clock_wakes_when_nobody_sets_the_event() -> None:
 
 
 async def test_items_that_are_queued_are_heard_of(bench: Bench) -> None:
-    heard: list[str] = []
+    heard: list[ItemChange] = []
     pool = await bench.server.read_pool(QUEUE)
     assert pool is not None
     listening = asyncio.create_task(listen(bench.server, [pool.id], heard.append))
     try:
-        await _until_heard(heard, "")
+        await _until_heard(heard, ItemChange())
         (item,) = await bench.add()
-        await _until_heard(heard, str(item.id))
+        await _until_heard(heard, ItemChange(str(item.id), QUEUE, StateType.SCHEDULED))
     finally:
         listening.cancel()
 
 
 async def test_listening_goes_on_after_the_server_was_away(bench: Bench) -> None:
-    heard: list[str] = []
+    heard: list[ItemChange] = []
     pool = await bench.server.read_pool(QUEUE)
     assert pool is not None
     listening = asyncio.create_task(listen(bench.server, [pool.id], heard.append))
     try:
-        await _until_heard(heard, "")
+        await _until_heard(heard, ItemChange())
         heard.clear()
         bench.server.down()
         bench.server.up()
-        await _until_heard(heard, "")
+        await _until_heard(heard, ItemChange())
         (item,) = await bench.add()
-        await _until_heard(heard, str(item.id))
+        await _until_heard(heard, ItemChange(str(item.id), QUEUE, StateType.SCHEDULED))
     finally:
         listening.cancel()
 
 
-async def _until_heard(heard: list[str], wanted: str) -> None:
-    async def look() -> list[str]:
+async def _until_heard(heard: list[ItemChange], wanted: ItemChange) -> None:
+    async def look() -> list[ItemChange]:
         return heard
 
     await eventually(look, lambda seen: wanted in seen)

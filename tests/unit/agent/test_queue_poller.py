@@ -9,9 +9,10 @@ import pytest
 
 from prefect_launch.agent.polling.candidates import POLL_FACTOR, WINDOW_SECONDS, Candidates
 from prefect_launch.agent.polling.queue_poller import QueuePoller
+from prefect_launch.agent.polling.share import Fleet, Share
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import NotFoundError, ServerUnavailableError
-from prefect_launch.queues.presence import Presence, write_presence
+from prefect_launch.queues.presence import Holder, Presence
 from prefect_launch.queues.session import Session
 from prefect_launch.server.values import Item
 from tests.support.bench import QUEUE, RESOURCE, Bench, holder_called
@@ -24,6 +25,12 @@ async def poller_of(bench: Bench, *queues: str, holder: str = "box") -> QueuePol
         )
         await poller.read_limits()
         return poller
+
+
+def share_of(own: Holder, *others: Holder, elsewhere: Presence | None = None) -> Share:
+    fleet = Fleet(own.instance)
+    fleet.note([*(Presence.of(one, (QUEUE,)) for one in others), *([elsewhere] if elsewhere else [])])
+    return Share(fleet, QUEUE)
 
 
 async def drain(candidates: Candidates, *, slots: int) -> list[Item]:
@@ -46,7 +53,7 @@ async def test_agent_that_lost_a_claim_shuffles_inside_one_priority(bench: Bench
     urgent = await bench.add(3, priority="critical")
     usual = await bench.add(20)
     candidates = Candidates(bench.server, QUEUE)
-    await candidates.note_lost_claim()
+    candidates.note_lost_claim()
     found = [item.id for item in await drain(candidates, slots=23)]
     assert set(found[:3]) == {item.id for item in urgent}
     assert set(found[3:]) == {item.id for item in usual}
@@ -56,15 +63,11 @@ async def test_agent_that_lost_a_claim_shuffles_inside_one_priority(bench: Bench
 async def test_agents_that_lose_claims_to_each_other_take_different_items(bench: Bench) -> None:
     await bench.add(64)
     holders = [holder_called(name) for name in ("box", "bay", "bin", "bow")]
-    for holder in holders:
-        await write_presence(bench.server, Presence.of(holder, (QUEUE,)))
-    elsewhere, has_left = holder_called("other-queue"), holder_called("left")
-    await write_presence(bench.server, Presence.of(elsewhere, ("another",)))
-    await write_presence(bench.server, Presence.of(has_left, (QUEUE,)).leaving())
+    elsewhere = Presence.of(holder_called("other-queue"), ("another",))
     taken: list[UUID] = []
     for holder in holders:
-        candidates = Candidates(bench.server, QUEUE, instance=holder.instance)
-        await candidates.note_lost_claim()
+        candidates = Candidates(bench.server, QUEUE, share=share_of(holder, *holders, elsewhere=elsewhere))
+        candidates.note_lost_claim()
         for _ in range(4):
             item = await candidates.next(slots=4, skip=())
             assert item is not None
@@ -75,10 +78,8 @@ async def test_agents_that_lose_claims_to_each_other_take_different_items(bench:
 async def test_agent_polls_no_more_often_for_an_item_when_there_are_others(bench: Bench) -> None:
     await bench.add(40)
     holders = [holder_called(name) for name in ("box", "bay", "bin", "bow")]
-    for holder in holders:
-        await write_presence(bench.server, Presence.of(holder, (QUEUE,)))
-    candidates = Candidates(bench.server, QUEUE, instance=holders[0].instance)
-    await candidates.note_lost_claim()
+    candidates = Candidates(bench.server, QUEUE, share=share_of(*holders))
+    candidates.note_lost_claim()
     await candidates.next(slots=4, skip=())
     await asyncio.sleep(WINDOW_SECONDS + 0.1)
     await candidates.next(slots=1, skip=())
@@ -88,10 +89,8 @@ async def test_agent_polls_no_more_often_for_an_item_when_there_are_others(bench
 async def test_items_of_an_agent_that_takes_none_are_taken_by_the_others(bench: Bench) -> None:
     items = await bench.add(20)
     box, bay = holder_called("box"), holder_called("bay")
-    for holder in (box, bay):
-        await write_presence(bench.server, Presence.of(holder, (QUEUE,)))
-    candidates = Candidates(bench.server, QUEUE, instance=box.instance)
-    await candidates.note_lost_claim()
+    candidates = Candidates(bench.server, QUEUE, share=share_of(box, bay))
+    candidates.note_lost_claim()
     assert {item.id for item in await drain(candidates, slots=20)} == {item.id for item in items}
 
 
@@ -100,7 +99,7 @@ async def test_agent_that_loses_no_more_claims_takes_first_in_first_out_again(
 ) -> None:
     items = await bench.add(12)
     candidates = Candidates(bench.server, QUEUE)
-    await candidates.note_lost_claim()
+    candidates.note_lost_claim()
     monkeypatch.setattr("prefect_launch.agent.polling.share.CONTENDED_SECONDS", 0.0)
     assert [item.id for item in await drain(candidates, slots=12)] == [item.id for item in items]
 

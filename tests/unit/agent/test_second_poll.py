@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from prefect_launch.core.states import StateType
-from tests.support.bench import Bench, eventually
+from prefect_launch.server.values import ItemChange
+from tests.support.bench import QUEUE, Bench, eventually
 
 #: Nothing is polled for that long but after an event.
 LONG_SECONDS = 60.0
@@ -20,11 +21,11 @@ SECOND_SECONDS = 0.05
 @asynccontextmanager
 async def idle_agent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     """Run an agent that has polled, and polls only after an event from here on."""
-    monkeypatch.setattr("prefect_launch.agent.loop.SECOND_POLL_SECONDS", LONG_SECONDS)
+    monkeypatch.setattr("prefect_launch.agent.polling.new_items.SECOND_POLL_SECONDS", LONG_SECONDS)
     async with bench.running(bench.agent(poll_seconds=LONG_SECONDS)):
         (first,) = await bench.add()
         await bench.until(first, StateType.COMPLETED)
-        monkeypatch.setattr("prefect_launch.agent.loop.SECOND_POLL_SECONDS", SECOND_SECONDS)
+        monkeypatch.setattr("prefect_launch.agent.polling.new_items.SECOND_POLL_SECONDS", SECOND_SECONDS)
         yield
 
 
@@ -46,7 +47,8 @@ async def test_item_that_no_poll_shows_yet_is_asked_for_a_second_time(
     async with idle_agent(bench, monkeypatch):
         before = bench.server.calls["poll"]
         for watcher in list(bench.server._store.watchers):
-            watcher.notify(str(uuid.uuid4()))  # As of an item that is not committed yet.
+            # As of an item that is not committed yet.
+            watcher.notify(ItemChange(str(uuid.uuid4()), QUEUE, StateType.SCHEDULED))
 
         async def polls() -> int:
             return bench.server.calls["poll"] - before
