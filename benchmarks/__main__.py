@@ -13,10 +13,10 @@ from benchmarks.place import Place, open_place
 
 NAMES = (
     *("imports", "start", "dispatch", "throughput", "cost", "agents", "cancel", "restart", "memory", "enqueue"),
-    *("builds", "sweep", "metrics", "usage", "depth", "agents-postgres", "costs", "clusters"),
+    *("builds", "sweep", "metrics", "usage", "depth", "agents-postgres", "costs", "limits", "clusters"),
 )
 #: What some consist of; each part can be measured by itself, as `clusters-slurm`.
-PARTS = {"clusters": ("memory", "kubernetes", "slurm", "ray", "prefect"), "costs": ("sqlite", "postgres")}
+PARTS = {"clusters": ("memory", "kubernetes", "slurm", "ray", "prefect"), "costs": ("sqlite", "postgres", "postgres-2")}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

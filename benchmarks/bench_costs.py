@@ -1,6 +1,6 @@
 """What a Prefect server spends on each thing that it carries, and how fast items are on it: CPU time, rates, waits.
 
-What a server carries is computed from this. It is kept in `benchmarks/costs.json`, each set-up
+The page on limits is computed from this (`benchmarks.bench_limits`). It is kept in `benchmarks/costs.json`, each set-up
 by itself. Rates and waits are worth something on a machine that does nothing else.
 """
 
@@ -13,26 +13,41 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import anyio
 
 from benchmarks.agent_load import SLOTS, Site, agents_load, bare_load, items_of
 from benchmarks.agents import running_agent
 from benchmarks.bench_agents_postgres import postgres_site
 from benchmarks.bench_throughput import instant_job
+from benchmarks.cpu import cpu_ms
 from benchmarks.figures import Figure, percentile
 from benchmarks.place import Place
 from prefect_launch.client.create_job import create_job
-from prefect_launch.client.launch_add import launch_add_many
+from prefect_launch.client.launch_add import add_items, launch_add_many
 from prefect_launch.core.states import TERMINAL, StateType
+from prefect_launch.spec.launch_spec import parse_spec
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
+    from prefect_launch.queues.session import Session
+    from prefect_launch.spec.launch_spec import LaunchSpec
 
 _Found = TypeVar("_Found")
 
 FILE: Final = Path(__file__).with_name("costs.json")
+SQLITE: Final = "SQLite"
+POSTGRES: Final = "PostgreSQL, 1 API process"
+#: Names of the set-ups, and their API processes.
+_SET_UPS: Final = {
+    "sqlite": (SQLITE, 1),
+    "postgres": (POSTGRES, 1),
+    "postgres-2": ("PostgreSQL, 2 API processes", 2),
+}
 #: Agents that wait, that share a backlog, and that items come to.
 AGENTS: Final = 4
 _ITEMS: Final = 100
@@ -40,10 +55,14 @@ _ADDED: Final = 40
 #: Clients, and items at a time of each.
 _CALLS: Final = ((1, 1), (1, 4), (2, 4))
 #: Items a second that come to agents with free slots.
-_RATES: Final = (2.0, 4.0)
-_JOBS: Final = 20
-_WINDOW_SECONDS: Final = 12.0
+_RATES: Final = (1.0, 2.0)
+#: Running jobs: a quiet one costs so little that many are needed to see it.
+_QUIET: Final = 60
+_CHATTY: Final = 20
+_WINDOW_SECONDS: Final = 15.0
 _LOOK_SECONDS: Final = 1.0
+#: Less than this is not told apart from nothing.
+_LEAST_MS: Final = 0.1
 _PATIENCE_SECONDS: Final = 300.0
 #: A quiet job sleeps; a chatty one prints five lines a second.
 _JOB: Final = """
@@ -63,6 +82,7 @@ class Backlog:
         server_ms: CPU time of the API processes for an item.
         database_ms: the same of PostgreSQL.
         client_ms: the same of agents; that of the calls alone is not taken.
+        items: how many there were.
     """
 
     clients: int
@@ -71,6 +91,7 @@ class Backlog:
     server_ms: float
     database_ms: float
     client_ms: float = 0.0
+    items: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,15 +102,19 @@ class Arrivals:
         rate: items a second.
         server_ms: CPU time of the API processes for an item, its making included.
         database_ms: the same of PostgreSQL.
+        client_ms: the same of all agents.
         median_ms: from an item's making to its start.
         p90_ms: the same of nine in ten items, at most.
+        items: how many there were.
     """
 
     rate: float
     server_ms: float
     database_ms: float
+    client_ms: float
     median_ms: float
     p90_ms: float
+    items: int
 
 
 @dataclass(frozen=True)
@@ -131,52 +156,54 @@ def read_costs() -> dict[str, Costs]:
 
 
 def measure(place: Place, part: str) -> list[Figure]:
-    """Measure the set-ups of one database, and keep what they cost.
+    """Measure one set-up, and keep what it costs.
 
     Args:
         place: where to.
-        part: `sqlite` or `postgres`.
+        part: `sqlite`, `postgres`, or `postgres-2`: with two API processes, the calls alone.
     """
-    found = {}
+    name, processes = _SET_UPS[part]
     if part == "sqlite":
         assert place.server.pid is not None
-        found["SQLite"] = _of(place, Site([place.server.api_url], [place.server.pid]), "sqlite")
+        costs = _of(place, Site([place.server.api_url], [place.server.pid]), part)
     else:
-        with postgres_site(place, 1) as site:
-            found["PostgreSQL"] = _of(place, site, "postgres")
-        with postgres_site(place, 2) as site:
-            calls = [_calls(place, site, "postgres-2", *one) for one in _CALLS[1:]]
-            found["PostgreSQL, 2 API processes"] = Costs(date.today().isoformat(), 2, calls)
+        with postgres_site(place, processes) as site:
+            costs = _of(place, site, part) if processes == 1 else _of_calls(place, site, part)
     if not place.quick:
         kept = json.loads(FILE.read_text()) if FILE.exists() else {}
-        kept |= {name: asdict(costs) for name, costs in found.items()}
-        FILE.write_text(json.dumps(kept, indent=1) + "\n")
-    return [figure for name, costs in found.items() for figure in _figures(name, costs)]
+        FILE.write_text(json.dumps(kept | {name: asdict(costs)}, indent=1) + "\n")
+    return [*_figures(name, costs)]
+
+
+def _of_calls(place: Place, site: Site, name: str) -> Costs:
+    return Costs(date.today().isoformat(), len(site.apis), [_calls(place, site, name, *one) for one in _CALLS[1:]])
 
 
 def _of(place: Place, site: Site, name: str) -> Costs:
     seconds = 0.3 if place.quick else _WINDOW_SECONDS
-    rest = _told("at rest", _spent(site, seconds))
+    rest = _told("at rest", _Crew(site, "", ()).spent(seconds))[0]
     calls = [_calls(place, site, name, *one) for one in _CALLS[: 1 if place.quick else None]]
-    agents, spec = place.few(AGENTS), _spec(place, site)
-    load = agents_load(place, site, f"{name}-agents", spec, items_of(place, _ITEMS), agents=agents)
+    agents, spec, count = place.few(AGENTS), _spec(place, site), items_of(place, _ITEMS)
+    load = agents_load(place, site, f"{name}-agents", spec, count, agents=agents)
     _told("agents", load)
-    with _agents(place, site, f"{name}-items", agents) as queue:
-        arrivals = [_arrivals(site, queue, spec, rate, seconds, load.idle_server_ms) for rate in _RATES]
-        jobs, ended, job = place.few(_JOBS), _count(site.apis[0], queue, *TERMINAL), _job(place, site)
-        quiet = _beside_jobs(site, queue, job, jobs, ["quiet", f"{2 * seconds + 14:.0f}"], seconds)
-        chatty = _beside_jobs(site, queue, job, jobs, ["chatty", f"{seconds + 7:.0f}"], seconds)
-        _until(site.apis[0], queue, ended + 2 * jobs, *TERMINAL)
+    with _crew(place, site, f"{name}-items", agents) as crew:
+        idle = _told("beside idle agents", crew.spent(seconds))
+        arrivals = [_arrivals(crew, spec, rate, seconds, idle) for rate in _RATES]
+        job, many, few = _job(place, site), place.few(_QUIET), place.few(_CHATTY)
+        ended = crew.count(*TERMINAL)
+        quiet = _beside_jobs(crew, job, many, ["quiet", f"{2 * seconds + 14:.0f}"], seconds)
+        chatty = _beside_jobs(crew, job, few, ["chatty", f"{seconds + 7:.0f}"], seconds)
+        crew.until(ended + many + few, *TERMINAL)
     return Costs(
         date=date.today().isoformat(),
         processes=1,
         calls=calls,
-        agents=[Backlog(agents, SLOTS, load.rate, load.server_ms, load.database_ms, load.agents_ms)],
+        agents=[Backlog(agents, SLOTS, load.rate, load.server_ms, load.database_ms, load.agents_ms, count)],
         add_ms=_add_ms(site, f"{name}-added", spec, place.rounds(_ADDED)),
         rest_ms=rest,
         idle_agent_ms=(load.idle_server_ms - rest) / agents,
-        quiet_job_ms=(quiet - load.idle_server_ms) / jobs,
-        chatty_job_ms=(chatty - quiet) / jobs,
+        quiet_job_ms=max(_LEAST_MS, (quiet - idle[0]) / many),
+        chatty_job_ms=(chatty - quiet) / few,
         arrivals=arrivals,
     )
 
@@ -198,69 +225,105 @@ def _told(what: str, found: _Found) -> _Found:
     return found
 
 
-def _spent(site: Site, seconds: float) -> float:
-    """Return the API processes' CPU time a second, in ms."""
-    (before, _), begun = site.cpu(), time.monotonic()
-    time.sleep(seconds)
-    return (site.cpu()[0] - before) / (time.monotonic() - begun)
-
-
 def _calls(place: Place, site: Site, name: str, clients: int, slots: int) -> Backlog:
     queue, count = f"{name}-calls-{clients}-{slots}", items_of(place, _ITEMS)
     load = bare_load(site, queue, _spec(place, site), count, clients=clients, slots=slots)
-    return _told("the calls alone", Backlog(clients, slots, load.rate, load.server_ms, load.database_ms))
+    found = Backlog(clients, slots, load.rate, load.server_ms, load.database_ms, items=count)
+    return _told("the calls alone", found)
 
 
 @contextmanager
-def _agents(place: Place, site: Site, queue: str, count: int) -> Iterator[str]:
-    """Have agents with slots for all jobs on a queue."""
-    api = site.apis[0]
-    made = api.create_run_queue(queue, "local-process")
+def _crew(place: Place, site: Site, queue: str, count: int) -> Iterator[_Crew]:
+    made = site.apis[0].create_run_queue(queue, "local-process")
     with ExitStack() as stack:
-        for number in range(count):
-            agent = running_agent(place, queue, max_jobs=_JOBS, name=f"bench-{number}", api_url=site.api_urls[0])
-            stack.enter_context(agent)
-        while len(api.call(lambda session: session.server.list_workers(queue))) < count:
+        running = [
+            running_agent(place, queue, max_jobs=_QUIET, name=f"bench-{number}", api_url=site.api_urls[0])
+            for number in range(count)
+        ]
+        crew = _Crew(site, queue, [stack.enter_context(agent).pid for agent in running])
+        while len(crew.api.call(lambda session: session.server.list_workers(queue))) < count:
             time.sleep(_LOOK_SECONDS)
-        yield queue
+        yield crew
     made.delete()
 
 
-def _arrivals(site: Site, queue: str, spec: Mapping[str, Any], rate: float, seconds: float, idle_ms: float) -> Arrivals:
-    """Let items come at random times, the same ones in each run."""
-    api, chance, count = site.apis[0], random.Random(1), max(2, round(rate * seconds))
-    ended, ids = _count(api, queue, *TERMINAL), set[str]()
-    (before, database_before), begun = site.cpu(), time.monotonic()
-    due = begun
-    for _ in range(count):
-        due += chance.expovariate(rate)
-        time.sleep(max(0.0, due - time.monotonic()))
-        ids |= {run.id for run in launch_add_many([spec], queue, api=api)}
-    came = count / (time.monotonic() - begun)
-    _until(api, queue, ended + count, *TERMINAL)
-    took, (server, database) = time.monotonic() - begun, site.cpu()
-    items = [item for item in api.read_items(queue=queue, limit=None) if str(item.id) in ids]
-    waits = [_ms(item.start_time - item.created) for item in items if item.start_time and item.created]
-    found = Arrivals(
-        rate=came,
-        server_ms=(server - before - idle_ms * took) / count,
-        database_ms=(database - database_before) / count,
-        median_ms=median(waits),
-        p90_ms=percentile(waits, 0.9),
+@dataclass(frozen=True)
+class _Crew:
+    """Agents on a queue of one server, with slots for all jobs."""
+
+    site: Site
+    queue: str
+    pids: Sequence[int]
+
+    @property
+    def api(self) -> Api:
+        return self.site.apis[0]
+
+    def cpu(self) -> list[float]:
+        """Return the CPU time that server, database and agents have used so far, in ms."""
+        return [*self.site.cpu(), sum(map(cpu_ms, self.pids))]
+
+    def spent(self, seconds: float) -> list[float]:
+        """Return what they use now, a second."""
+        before, begun = self.cpu(), time.monotonic()
+        time.sleep(seconds)
+        took = time.monotonic() - begun
+        return [(now - then) / took for now, then in zip(self.cpu(), before, strict=True)]
+
+    def count(self, *states: StateType) -> int:
+        """Return how many items are in states of these types."""
+        return self.api.call(lambda session: session.server.count_items(pool=self.queue, state_types=states))
+
+    def until(self, count: int, *states: StateType) -> None:
+        """Wait until so many items are in states of these types."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while (found := self.count(*states)) < count:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{found} items of {self.queue!r}, not {count}, in {_PATIENCE_SECONDS:g} s")
+            time.sleep(_LOOK_SECONDS)
+
+
+def _arrivals(crew: _Crew, spec: Mapping[str, Any], rate: float, seconds: float, idle: Sequence[float]) -> Arrivals:
+    """Let items come at random times, the same ones in each run; what is used at rest does not count."""
+    chance, count, ended = random.Random(1), max(2, round(rate * seconds)), crew.count(*TERMINAL)
+    pauses = [chance.expovariate(rate) for _ in range(count)]
+    before, begun = crew.cpu(), time.monotonic()
+    ids = crew.api.call(partial(_add_in_time, crew, parse_spec(spec), pauses))
+    crew.until(ended + count, *TERMINAL)
+    took = time.monotonic() - begun
+    server, database, agents = (
+        (now - then - rest * took) / count for now, then, rest in zip(crew.cpu(), before, idle, strict=True)
     )
+    items = [item for item in crew.api.read_items(queue=crew.queue, limit=None) if str(item.id) in ids]
+    waits = [_ms(item.start_time - item.created) for item in items if item.start_time and item.created]
+    found = Arrivals(count / sum(pauses), server, database, agents, median(waits), percentile(waits, 0.9), count)
     return _told("arrivals", found)
 
 
-def _ms(time_between: timedelta) -> float:
-    return time_between.total_seconds() * 1000
+async def _add_in_time(crew: _Crew, spec: LaunchSpec, pauses: Sequence[float], session: Session) -> set[str]:
+    """Add an item after each pause, whether or not the one before has been made; return their ids."""
+    ids = set[str]()
+
+    async def add() -> None:
+        ids.update(run.id for run in await add_items(crew.api, session, [spec], crew.queue))
+
+    async with anyio.create_task_group() as group:
+        for pause in pauses:
+            await anyio.sleep(pause)
+            group.start_soon(add)
+    return ids
 
 
-def _beside_jobs(site: Site, queue: str, job: str, count: int, args: Sequence[str], seconds: float) -> float:
+def _ms(duration: timedelta) -> float:
+    return duration.total_seconds() * 1000
+
+
+def _beside_jobs(crew: _Crew, job: str, count: int, args: Sequence[str], seconds: float) -> float:
     """Start so many jobs; return the API processes' CPU time a second beside them and those before, in ms."""
-    running = _count(site.apis[0], queue, StateType.RUNNING)
-    launch_add_many([{"job": job, "overrides": {"args": [*args]}}] * count, queue, api=site.apis[0])
-    _until(site.apis[0], queue, running + count, StateType.RUNNING)
-    return _told("beside jobs", _spent(site, seconds))
+    running = crew.count(StateType.RUNNING)
+    launch_add_many([{"job": job, "overrides": {"args": [*args]}}] * count, crew.queue, api=crew.api)
+    crew.until(running + count, StateType.RUNNING)
+    return _told("beside jobs", crew.spent(seconds))[0]
 
 
 def _add_ms(site: Site, queue: str, spec: Mapping[str, Any], count: int) -> float:
@@ -273,18 +336,6 @@ def _add_ms(site: Site, queue: str, spec: Mapping[str, Any], count: int) -> floa
     spent = site.cpu()[0] - before
     made.delete()
     return spent / count
-
-
-def _count(api: Api, queue: str, *states: StateType) -> int:
-    return api.call(lambda session: session.server.count_items(pool=queue, state_types=states))
-
-
-def _until(api: Api, queue: str, count: int, *states: StateType) -> None:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while _count(api, queue, *states) < count:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"fewer than {count} items of {queue!r} were {states} in {_PATIENCE_SECONDS:g} s")
-        time.sleep(_LOOK_SECONDS)
 
 
 def _figures(name: str, costs: Costs) -> Iterator[Figure]:

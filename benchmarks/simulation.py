@@ -15,6 +15,9 @@ from typing import Any, Final
 
 import simpy
 
+from benchmarks.figures import steady_rate
+from prefect_launch.agent.polling.events import SECOND_POLL_SECONDS
+
 Process = Generator[simpy.Event, Any, Any]
 
 
@@ -52,10 +55,10 @@ class Request:
     is_read: bool = False
 
 
-#: As "Requests of an item" in `docs/performance.md` has them: poll, claim, read, Running.
-TO_START: Final = (Request(0.29), Request(0.21), Request(0.06, is_read=True), Request(0.17))
-#: The record of its run, its end.
-TO_END: Final = (Request(0.03), Request(0.24))
+#: As "Requests of an item" in `docs/performance.md` has them: poll, claim, read.
+TO_START: Final = (Request(0.29), Request(0.21), Request(0.06, is_read=True))
+#: Running, the record of its run, its end.
+TO_END: Final = (Request(0.17), Request(0.03), Request(0.24))
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class _Site:
     """A server while it is simulated, with its clients, which take turns at the API processes."""
 
     def __init__(self, set_up: SetUp, clients: int) -> None:
-        self.env = simpy.Environment()
+        self.env, self.chance = simpy.Environment(), random.Random(1)
         self._cores = simpy.Resource(self.env, set_up.cores) if set_up.cores else None
         processes = [simpy.Resource(self.env) for _ in range(set_up.processes)]
         self.clients = [_Client(self.env, processes[number % len(processes)]) for number in range(clients)]
@@ -89,10 +92,12 @@ class _Site:
     def chain(self, client: _Client, cost: Cost, requests: Iterable[Request]) -> Process:
         """Send requests, one after another."""
         for request in requests:
+            part = cost.part(request.share)
+            yield self.env.timeout(part.pause / 2)
             with ExitStack() as turn:
                 if not request.is_read:
                     yield turn.enter_context(client.writing.request())
-                yield from self.ask(client, cost.part(request.share))
+                yield from self.ask(client, part)
 
     def ask(self, client: _Client, cost: Cost) -> Process:
         """Send one request."""
@@ -101,38 +106,40 @@ class _Site:
             yield turn
             yield from self._compute(cost.api)
         yield from self._compute(cost.database)
-        yield self.env.timeout(cost.pause)
+        yield self.env.timeout(cost.pause / 2)
 
     def _compute(self, seconds: float) -> Process:
+        """Use a core, for a random time around this one."""
+        if not seconds:
+            return
         with ExitStack() as stack:
             if self._cores is not None:
                 yield stack.enter_context(self._cores.request())
-            yield self.env.timeout(seconds)
+            yield self.env.timeout(self.chance.expovariate(1 / seconds))
 
 
-def backlog_rate(set_up: SetUp, cost: Cost, *, clients: int, slots: int, seconds: float = 60.0) -> float:
-    """Return how many items a second end while there is always another one waiting.
+def backlog_rate(set_up: SetUp, cost: Cost, *, clients: int, slots: int, items: int = 1000) -> float:
+    """Return how many items a second end that all wait, as `benchmarks.figures.steady_rate` has it.
 
     Args:
         set_up: the server.
         cost: of an item.
         clients: programs that work on items.
         slots: items at a time, of each.
-        seconds: that are simulated.
+        items: that wait.
     """
-    site, ends = _Site(set_up, clients), list[float]()
+    site, ends, waiting = _Site(set_up, clients), list[float](), iter(range(items))
 
     def work(client: _Client) -> Process:
-        while True:
+        for _ in waiting:
             yield from site.chain(client, cost, (*TO_START, *TO_END))
             ends.append(site.env.now)
 
     for client in site.clients:
         for _ in range(slots):
             site.env.process(work(client))
-    site.env.run(until=seconds)
-    begun = seconds / 10  # Until then they have all begun at once.
-    return sum(end > begun for end in ends) / (seconds - begun)
+    site.env.run()
+    return steady_rate(ends, clients * slots)
 
 
 def dispatch_waits(
@@ -151,27 +158,35 @@ def dispatch_waits(
         set_up: the server.
         cost: of an item, from the poll to its end.
         add: of the item's making, which ends before it waits.
-        others: of what the agents ask that do not get the item, one after another while it starts.
+        others: of what the agents ask that do not get the item, when they have not heard of its claim in time.
         rate: items a second.
         agents: how many; each item goes to one of them.
         items: that come.
     """
-    site, waits, chance = _Site(set_up, agents), list[float](), random.Random(1)
+    site, waits = _Site(set_up, agents), list[float]()
 
     def item() -> Process:
-        client = chance.choice(site.clients)
+        client = site.chance.choice(site.clients)
         yield from site.ask(client, add)
         added = site.env.now
         for other in site.clients:
             if other is not client:
-                site.env.process(site.ask(other, others.part(1 / (agents - 1))))
+                site.env.process(look(other))
         yield from site.chain(client, cost, TO_START)
         waits.append(site.env.now - added)
         yield from site.chain(client, cost, TO_END)
 
+    def look(client: _Client) -> Process:
+        yield site.env.timeout(SECOND_POLL_SECONDS)
+        each = others.part(1 / (agents - 1))
+        polls = max(1, round(each.api / (cost.api * TO_START[0].share)))
+        for _ in range(polls):
+            yield from site.ask(client, each.part(1 / polls))
+
     def arrivals() -> Process:
+        times = random.Random(1)  # The same at each rate, but for the rate.
         for _ in range(items):
-            yield site.env.timeout(chance.expovariate(rate))
+            yield site.env.timeout(times.expovariate(rate))
             site.env.process(item())
 
     site.env.process(arrivals())
