@@ -1,8 +1,8 @@
 """The command `python -m benchmarks.flame [FOLDER]`: flame graphs of an agent and of its server at work, as SVG files.
 
-py-spy samples both (fetched by `uvx`) while one agent with four slots runs a hundred short processes. Only threads that
-hold Python's lock are sampled, so the graphs show work, and no waiting. Frames too narrow to be read are left out. Root
-may be needed to look into a process.
+py-spy samples both (fetched by `uvx`) while one agent with eight slots runs a hundred short processes. Only threads
+that hold Python's lock are sampled, so the graphs show work, and no waiting. Frames too narrow to be read are left out.
+Root may be needed to look into a process.
 """
 
 from __future__ import annotations
