@@ -184,7 +184,7 @@ def _filters(wanted: ItemFilter) -> dict[str, Any]:
             field: {"any_": [str(one) if isinstance(one, UUID) else one for one in values[field]]} for field in values
         }
 
-    runs = any_of(ids="id", keys="idempotency_key", names="name")
+    runs = any_of(ids="id", keys="idempotency_key", names="name", queues="work_queue_name")
     state = any_of(state_types="type", state_names="name")
     if "name" in state:  # The server ignores a filter with both any_ and not_any_.
         state["name"]["any_"] = [name for name in state["name"]["any_"] if name != MOVED or given.get("moved")]

@@ -51,6 +51,7 @@ _SENT_AS_EVENTS = frozenset({StateType.SCHEDULED, StateType.PENDING, StateType.C
 _FITS: Final[Mapping[str, Callable[[Item, Any], bool]]] = {
     "pool": lambda item, pool: item.work_pool_name == pool,
     "queue": lambda item, queue: item.work_queue_name == queue,
+    "queues": lambda item, queues: item.work_queue_name in queues,
     "ids": lambda item, ids: item.id in ids,
     "state_types": lambda item, types: item.state_type in types,
     "state_names": lambda item, names: item.state_name in names,

@@ -251,6 +251,8 @@ class ItemContract:
         count = place.server.count_items
         assert await count(pool=place.pool, state_types=[StateType.SCHEDULED]) == 2
         assert await count(pool=place.pool, queue="high", state_types=[StateType.SCHEDULED]) == 1
+        assert await count(pool=place.pool, queues=["high", "low"], state_types=[StateType.SCHEDULED]) == 2
+        assert await count(pool=place.pool, queues=["low"], state_types=[StateType.SCHEDULED]) == 1
         assert await count(pool=place.pool, queue="low", state_types=[StateType.PENDING]) == 0
 
     async def test_items_that_are_due_by_a_time_are_counted_apart(self, place: Place) -> None:

@@ -1,9 +1,14 @@
 """Claim candidates: the items of one queue that the last poll returned, most urgent first, for a short while.
 
-A poll asks for four times the free slots. An agent that is alone takes items first in, first out. Several agents share
-what waits (`prefect_launch.agent.polling.share`): each asks for as many times more, and takes its own items first. The
-older a candidate is, the likelier another agent has it: one older than the window is not used. The window of its own
-items is longer by as many times, so an agent polls no more often for an item than one that is alone.
+A poll asks for four times the free slots. An agent that is alone takes items first in, first out. On a queue without
+limits it asks for at least sixteen, and may claim them for two seconds, so that a busy agent polls once for many items.
+Whatever changes the order meanwhile (a new item, one that is moved, put back or due) is an event, or known by its time,
+and ends that. An item that has left the queue, which no event tells, is refused at the claim, or found to have ended
+there (`prefect_launch.queues.claim`). A queue that is paused may give what was polled before.
+
+Several agents share what waits (`prefect_launch.agent.polling.share`): each asks for as many times more, and takes its
+own items first. The older a candidate is, the likelier another agent has it: one older than the window is not used. The
+window of its own items is longer by as many times, so an agent polls no more often for an item than one that is alone.
 
 A poll also looks a little ahead. An item that is due later (a retry, a scheduled run) is never claimed before its time,
 but says when to poll again (`due_at`). It can take the place of a due item, so an answer that holds one is never
@@ -25,19 +30,18 @@ from datetime import datetime, timedelta, timezone
 from typing import Final, Protocol
 from uuid import UUID
 
+from prefect_launch.agent.polling.front import PAGE, Front
 from prefect_launch.agent.polling.share import Fleet, Share
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 from prefect_launch.spec.item_parameters import is_scheduler
 
-#: Items of a page; the server refuses more.
-PAGE: Final = 200
 #: Pages of one scan, and after which time it reads no more of them.
 PAGES: Final = 5
 LONGEST_SECONDS: Final = 2.0
 #: From one scan to the next, when that one did not see all, or something has changed since.
 SCAN_SECONDS: Final = 5.0
-#: A scan that takes long is followed by a rest so many times as long: at most a tenth of the time
+#: A scan that takes long is followed by a rest so many times as long: at most a tenth of the time.
 REST_FACTOR: Final = 10.0
 #: When all was seen, and nothing has changed that this agent could know of.
 REST_SECONDS: Final = 30.0
@@ -176,6 +180,9 @@ def _after(queues: tuple[str, ...], page: Sequence[Item]) -> Place | None:
 POLL_FACTOR: Final = 4
 #: For how long a poll's items may be claimed.
 WINDOW_SECONDS: Final = 0.5
+#: The same, for an agent that is alone on a queue without limits, and how many it asks for at least.
+ALONE_SECONDS: Final = 2.0
+_ALONE_ITEMS: Final = 16
 #: How many times longer the window of an agent's own items gets at most.
 _LONGEST_WINDOWS: Final = 8
 #: How far a poll may look ahead at most, and how much further than to the next poll, which may come a little late.
@@ -214,7 +221,8 @@ class Candidates:
         admission: decides which of them; by default all.
         ahead_seconds: how long it may be to the next poll, which is how far each looks ahead.
         startable: drops those that may not start yet, once a poll; by default none.
-        instance: of this life of the agent.
+        share: what it takes first, of several agents; by default it is alone.
+        is_limited: whether the queue has a limit, at which it gives less than it has; by default not.
     """
 
     def __init__(
@@ -226,14 +234,17 @@ class Candidates:
         ahead_seconds: float = 0.0,
         startable: Startable | None = None,
         share: Share | None = None,
+        is_limited: Callable[[], bool] = lambda: False,
     ) -> None:
         self._server = server
         self._queue = queue
         self._share = share or Share(Fleet(), queue)
         self._admission = admission
         self._startable = startable
+        self._is_limited = is_limited
         self._ahead = timedelta(seconds=min(ahead_seconds + _MARGIN_SECONDS, _MOST_AHEAD_SECONDS))
         self._due_at = float("inf")
+        self._front = Front(server, queue)
         self._pager = QueuePager(server, queue)
         self._items: deque[Item] = deque()
         self._polled_at = float("-inf")
@@ -259,13 +270,9 @@ class Candidates:
         self._polled_at = float("-inf")
         self._pager.changed()
 
-    def note_freed_slot(self, *, is_limited: bool) -> None:
-        """Note that an active item has ended: items that were passed over may fit now.
-
-        Args:
-            is_limited: whether the queue has a limit, at which it gives less than it has.
-        """
-        if is_limited or self._has_passed_over:
+    def note_freed_slot(self) -> None:
+        """Note that an active item has ended: items that were passed over may fit now."""
+        if self._is_limited() or self._has_passed_over:
             self._was_all = False
             self._pager.changed()
 
@@ -281,7 +288,8 @@ class Candidates:
             ServerUnavailableError: when the server does not answer.
         """
         if self._is_stale or (not self._items and not self._was_all):
-            await self._look_ahead(min(PAGE, POLL_FACTOR * max(slots, 1) * self._share.agents))
+            wanted = POLL_FACTOR * max(slots, 1) * self._share.agents
+            await self._look_ahead(min(PAGE, max(wanted, _ALONE_ITEMS) if self._is_alone else wanted))
         found = await self._take(skip, schedulers)
         if found is None and not self._was_all:
             # All that came is not for us, or not yet; what is may lie behind it.
@@ -293,8 +301,12 @@ class Candidates:
         return found
 
     @property
+    def _is_alone(self) -> bool:
+        return self._share.is_alone and not self._is_limited()
+
+    @property
     def _is_stale(self) -> bool:
-        now, window = time.monotonic(), WINDOW_SECONDS
+        now, window = time.monotonic(), ALONE_SECONDS if self._is_alone else WINDOW_SECONDS
         if self._items and self._share.holds(self._items[0]):
             window *= min(self._share.agents, _LONGEST_WINDOWS)
         return now - self._polled_at > window or now >= self._due_at
@@ -319,6 +331,12 @@ class Candidates:
 
     async def _look_ahead(self, limit: int) -> None:
         """Poll for what is due, and note when the next is that will be."""
+        if time.monotonic() < self._due_at:
+            self._note_poll()
+            first = await self._front.within_bound(limit)
+            if first is not None:
+                await self._keep(first, limit)
+                return
         now = datetime.now(timezone.utc)
         found = await self._poll(limit, now + self._ahead)
         later = [due for item in found if (due := item.next_scheduled_start_time) is not None and due > now]
@@ -328,8 +346,11 @@ class Candidates:
         await self._keep(ready, limit, more=bool(later))
 
     async def _poll(self, limit: int, before: datetime) -> list[Item]:
+        self._note_poll()
+        return await self._front.poll(limit, before)
+
+    def _note_poll(self) -> None:
         self._polled_at, self._has_passed_over = time.monotonic(), False
-        return await self._server.poll(self._queue, limit=limit, before=before)
 
     async def _keep(self, due: list[Item], limit: int, *, more: bool = False) -> None:
         """Keep what a poll showed as due.

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -94,6 +95,7 @@ class QueuePoller:
                 ahead_seconds=poll_seconds,
                 startable=self._gates_of(queue),
                 share=Share(self.fleet, queue),
+                is_limited=partial(self._is_limited, queue),
             )
             for queue in queues
         }
@@ -220,12 +222,12 @@ class QueuePoller:
     def note_freed_slot(self, item_id: UUID | str) -> None:
         """Note that an active item has ended: items that waited for its devices or its queue's limit may run now."""
         self._release(item_id)
-        for queue, candidates in self._candidates.items():
-            candidates.note_freed_slot(is_limited=self._is_limited(queue))
+        for candidates in self._candidates.values():
+            candidates.note_freed_slot()
 
     def _is_limited(self, queue: str) -> bool:
         limits = self._limits.get(queue)
-        return limits is None or limits.pool is not None or bool(limits.queues)
+        return limits is None or limits.pool is not None or limits.per_author is not None or bool(limits.queues)
 
     def _release(self, item_id: UUID | str) -> None:
         if self._admission is not None:

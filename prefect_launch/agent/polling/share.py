@@ -73,6 +73,11 @@ class Share:
         return self._fleet.size(self._queue) if self._is_contended else 1
 
     @property
+    def is_alone(self) -> bool:
+        """Whether no other agent was seen to take items."""
+        return self._fleet.size(self._queue) == 1 and not self._is_contended
+
+    @property
     def _is_contended(self) -> bool:
         return time.monotonic() - self._lost_at < CONTENDED_SECONDS
 

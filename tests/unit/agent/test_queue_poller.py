@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from prefect_launch.agent.polling.candidates import POLL_FACTOR, WINDOW_SECONDS, Candidates
+from prefect_launch.agent.polling.candidates import ALONE_SECONDS, POLL_FACTOR, WINDOW_SECONDS, Candidates
 from prefect_launch.agent.polling.queue_poller import QueuePoller
 from prefect_launch.agent.polling.share import Fleet, Share
 from prefect_launch.core.states import ItemState, StateType
@@ -114,7 +114,7 @@ async def test_poll_asks_for_four_items_a_free_slot(bench: Bench) -> None:
             asked.append(kwargs["limit"])  # type: ignore[arg-type]
             return await poll(pool, **kwargs)  # type: ignore[arg-type]
 
-    await Candidates(Watched(), QUEUE).next(slots=3, skip=())
+    await Candidates(Watched(), QUEUE, is_limited=lambda: True).next(slots=3, skip=())
     assert asked == [3 * POLL_FACTOR]
 
 
@@ -125,12 +125,32 @@ async def test_items_of_one_poll_are_used_for_several_claims(bench: Bench) -> No
     assert bench.server.calls["poll"] == 1
 
 
-async def test_poll_that_is_old_is_not_used(bench: Bench) -> None:
-    first, second = await bench.add(2)
+async def test_busy_agent_that_is_alone_polls_once_for_sixteen_items(bench: Bench) -> None:
+    items = await bench.add(32)
     candidates = Candidates(bench.server, QUEUE)
+    found = [await candidates.next(slots=1, skip=()) for _ in range(16)]
+    assert [item.id for item in found if item] == [item.id for item in items[:16]]
+    assert bench.server.calls["poll"] == 1
+
+
+async def test_agent_that_has_met_another_polls_for_few_items_for_each_slot(bench: Bench) -> None:
+    await bench.add(32)
+    fleet = Fleet()
+    fleet.note([Presence.of(holder_called("other"), (QUEUE,))])
+    candidates = Candidates(bench.server, QUEUE, share=Share(fleet, QUEUE))
+    assert all([await candidates.next(slots=1, skip=()) for _ in range(POLL_FACTOR)])
+    assert bench.server.calls["poll"] == 1
+    assert await candidates.next(slots=1, skip=()) is not None
+    assert bench.server.calls["poll"] == 2
+
+
+@pytest.mark.parametrize(("is_limited", "window"), [(False, ALONE_SECONDS), (True, WINDOW_SECONDS)])
+async def test_poll_that_is_old_is_not_used(bench: Bench, is_limited: bool, window: float) -> None:
+    first, second = await bench.add(2)
+    candidates = Candidates(bench.server, QUEUE, is_limited=lambda: is_limited)
     await candidates.next(slots=2, skip=())
     await bench.move(second, ItemState.CLAIMED)
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(window + 0.1)
     found = await candidates.next(slots=2, skip=())
     assert found is not None
     assert found.id == first.id
@@ -152,9 +172,9 @@ async def test_freed_slot_asks_an_empty_queue_again_only_when_it_has_a_limit(
     bench: Bench, is_limited: bool, polls: int
 ) -> None:
     await bench.add()
-    candidates = Candidates(bench.server, QUEUE)
+    candidates = Candidates(bench.server, QUEUE, is_limited=lambda: is_limited)
     await candidates.next(slots=2, skip=())
-    candidates.note_freed_slot(is_limited=is_limited)
+    candidates.note_freed_slot()
     await candidates.next(slots=2, skip=())
     assert bench.server.calls["poll"] == polls
 
@@ -163,7 +183,7 @@ async def test_freed_slot_asks_again_for_what_was_passed_over(bench: Bench) -> N
     await bench.add_scheduler()
     candidates = Candidates(bench.server, QUEUE)
     assert await candidates.next(slots=2, skip=(), schedulers=False) is None
-    candidates.note_freed_slot(is_limited=False)
+    candidates.note_freed_slot()
     assert await candidates.next(slots=2, skip=()) is not None
 
 
@@ -177,6 +197,20 @@ async def test_schedulers_are_passed_over_when_none_may_be_started(bench: Bench)
 
 
 # --- intake ---
+
+
+async def test_item_that_ended_or_went_elsewhere_after_the_poll_is_passed_over(bench: Bench) -> None:
+    first, cancelled, claimed, last = await bench.add(4)
+    poller = await poller_of(bench)
+    await bench.server.update_pool(QUEUE, concurrency_limit=None)
+    await poller.read_limits()
+    assert (found := await poller.pop(QUEUE)) is not None
+    assert found.id == first.id
+    await bench.move(cancelled, ItemState.CANCELLED)
+    await bench.move(claimed, ItemState.CLAIMED)
+    assert (found := await poller.pop(QUEUE)) is not None
+    assert found.id == last.id
+    assert (await bench.read(cancelled.id)).state_type is StateType.CANCELLED
 
 
 async def test_queues_have_their_turn_one_after_another(bench: Bench) -> None:

@@ -1,0 +1,88 @@
+"""The front of one queue: its most urgent items, at a cost that does not grow with what waits behind them.
+
+The server's poll sorts all that is due. So when a poll was slow, the next one shows a whole page, and the due time of
+its last item is a bound: for as long as enough items are due up to there, only these are asked for. What is due later
+comes first only in a work queue that is more urgent than the last item shown, and a count tells whether such an item
+waits. If one does, or too few are due up to the bound, all that is due is polled.
+
+An item that is put back under an earlier due time is inside the bound. What the server may show changes with limits and
+pauses: it applies them at each poll, and an item that they hide counts as one that waits. The order of the work queues
+is that of the last full poll, at most half a minute old.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Final
+
+from prefect_launch.core.states import StateType
+from prefect_launch.server.protocol import Server
+from prefect_launch.server.values import Item
+
+#: Items of a page; the server refuses more.
+PAGE: Final = 200
+#: A poll that takes longer is worth a bound.
+SLOW_SECONDS: Final = 0.1
+#: For how long a bound is used.
+BOUND_SECONDS: Final = 30.0
+
+
+class Front:
+    """The first items of one queue.
+
+    Args:
+        server: the Prefect server.
+        queue: the queue's name.
+    """
+
+    def __init__(self, server: Server, queue: str) -> None:
+        self._server = server
+        self._queue = queue
+        self._is_deep = False
+        self._bound: datetime | None = None
+        self._bound_at = float("-inf")
+        self._order: tuple[str, ...] = ()
+
+    async def poll(self, limit: int, before: datetime) -> list[Item]:
+        """Return the first items that are due by then.
+
+        Raises:
+            ServerUnavailableError: when the server does not answer.
+        """
+        asked, begun = PAGE if self._is_deep else limit, time.monotonic()
+        found = await self._server.poll(self._queue, limit=asked, before=before)
+        self._is_deep = len(found) == asked and time.monotonic() - begun > SLOW_SECONDS
+        now = datetime.now(timezone.utc)
+        due = [each for item in found if (each := item.next_scheduled_start_time) is not None and each <= now]
+        self._bound = due[-1] if self._is_deep and asked == PAGE and due else None
+        if self._bound is not None:
+            self._bound_at = begun
+            self._order = tuple(queue.name for queue in await self._server.list_queues(self._queue))
+        return found[:limit]
+
+    async def within_bound(self, limit: int) -> list[Item] | None:
+        """Return the first items that are due; `None` when only a poll of all that is due tells.
+
+        Raises:
+            ServerUnavailableError: when the server does not answer.
+        """
+        if self._bound is None or 2 * limit > PAGE or time.monotonic() - self._bound_at > BOUND_SECONDS:
+            return None
+        found = await self._server.poll(self._queue, limit=limit, before=self._bound)
+        if len(found) < limit or await self._may_hide_more_urgent(found):
+            return None
+        return found
+
+    async def _may_hide_more_urgent(self, found: Sequence[Item]) -> bool:
+        last = found[-1].work_queue_name
+        if last not in self._order:
+            return True
+        above = self._order[: self._order.index(last)]
+        if not above:
+            return False
+        waiting = await self._server.count_items(
+            pool=self._queue, queues=above, state_types=[StateType.SCHEDULED], due_before=datetime.now(timezone.utc)
+        )
+        return waiting > sum(item.work_queue_name in above for item in found)
