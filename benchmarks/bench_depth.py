@@ -200,6 +200,7 @@ class _Calls:
             "item list": self._command("item", "list", "-q", _QUEUE),
             "queue show": self._command("queue", "show", _QUEUE),
             "queue list": self._command("queue", "list"),
+            "poll of an agent that takes one by one": self._on_session(self._poll_busy),
             "poll of an empty queue": self._on_session(self._poll_empty),
             "poll of an agent that can take nothing": self._on_session(self._refuse),
             "poll with authors in turn": self._on_session(self._turns),
@@ -233,6 +234,11 @@ class _Calls:
 
     async def _poll_empty(self, session: Session) -> None:
         await self._next(Candidates(session.server, _EMPTY), "empty", found=False)
+
+    async def _poll_busy(self, session: Session) -> None:
+        if "busy" not in self._pollers:  # Its second poll finds the bound up to which the others ask.
+            await self._next(Candidates(session.server, _QUEUE), "busy", found=True)
+        await self._next(self._pollers["busy"], "busy", found=True)
 
     async def _refuse(self, session: Session) -> None:
         await self._next(Candidates(session.server, _QUEUE, _Refusal()), "refuse", found=False)

@@ -22,7 +22,7 @@ from prefect_launch.planning.refused_fields import refuse_unread_at_queue
 from prefect_launch.queues.author_shares import check_waiting
 from prefect_launch.queues.pool import DEFAULT_QUEUE
 from prefect_launch.queues.session import CachedQueue, Session
-from prefect_launch.server.values import BULK, PAGE, Item, ItemDraft
+from prefect_launch.server.values import PAGE, Item, ItemDraft
 from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec, parse_spec
 
 #: Is told how many items of how many are on the queue.
@@ -274,11 +274,12 @@ async def add_items(
     items = await _find_made(session, queue, named)
     missing = [draft for draft in drafts if draft.idempotency_key not in items]
     tell = progress or (lambda made, of: None)
-    tell(len(items), len(drafts))
-    for start in range(0, len(missing), BULK):
-        for item in await session.server.create_items(queue.deployment_id, missing[start : start + BULK]):
-            items[item.idempotency_key or ""] = item.model_copy(update={"work_pool_name": queue.name})
-        tell(len(items), len(drafts))
+    there = len(items)
+    tell(there, len(drafts))
+    for item in await session.server.create_items(
+        queue.deployment_id, missing, progress=lambda made: tell(there + made, len(drafts))
+    ):
+        items[item.idempotency_key or ""] = item.model_copy(update={"work_pool_name": queue.name})
     for one in checked:
         warn_once(unread_inputs(one.spec, one.job))
     return [QueuedRun(api, items[draft.idempotency_key]) for draft in drafts]

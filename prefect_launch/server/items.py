@@ -7,7 +7,7 @@ lost answer, the client reads the item's states first, and does not repeat a pro
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote
@@ -56,10 +56,13 @@ class ItemCalls(Calls):
         made = await self._rest.get("POST", f"/deployments/{deployment_id}/create_flow_run", json=_body(draft))
         return None if made is None else Item.model_validate(made)
 
-    async def create_items(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[Item]:
+    async def create_items(
+        self, deployment_id: UUID, drafts: Sequence[ItemDraft], *, progress: Callable[[int], None] = lambda made: None
+    ) -> list[Item]:
         ids: list[UUID] = []
         for start in range(0, len(drafts), BULK):
             ids.extend(await self._create_batch(deployment_id, drafts[start : start + BULK]))
+            progress(len(ids))
         return [draft.made(item_id, deployment_id) for item_id, draft in zip(ids, drafts, strict=True)]
 
     async def _create_batch(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[UUID]:

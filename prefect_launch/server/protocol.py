@@ -6,7 +6,7 @@ Two classes implement it: `prefect_launch.server.client.PrefectServer` and the i
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
@@ -136,8 +136,15 @@ class Server(Protocol):
             SpecError: when the server refuses the parameters or the template variables, with its reason.
         """
 
-    async def create_items(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[Item]:
+    async def create_items(
+        self, deployment_id: UUID, drafts: Sequence[ItemDraft], *, progress: Callable[[int], None] = lambda made: None
+    ) -> list[Item]:
         """Make many items, each exactly once: what a busy server left out is sent again under the same key.
+
+        Args:
+            deployment_id: of the items.
+            drafts: what they are.
+            progress: is called with how many are made, after each request.
 
         Raises:
             SpecError: when the server refuses one; those made before it stay (the caller knows their keys).

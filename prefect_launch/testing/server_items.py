@@ -17,6 +17,7 @@ from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.core.validation import json_fault
 from prefect_launch.errors import ItemGoneError, ServerFailedError, SpecError
 from prefect_launch.server.values import (
+    BULK,
     ITEM_FLOWS,
     MOVED,
     PAGE,
@@ -82,9 +83,16 @@ class InMemoryItems(Calls):
         return self._make(kept, draft)
 
     @call
-    def create_items(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[Item]:
-        if not drafts:
-            return []
+    def create_items(
+        self, deployment_id: UUID, drafts: Sequence[ItemDraft], *, progress: Callable[[int], None] = lambda made: None
+    ) -> list[Item]:
+        made: list[Item] = []
+        for start in range(0, len(drafts), BULK):
+            made += self._create_batch(deployment_id, drafts[start : start + BULK])
+            progress(len(made))
+        return made
+
+    def _create_batch(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[Item]:
         for draft in drafts:
             check_size(draft.parameters)
         kept = self._store.deployments.get(deployment_id)

@@ -192,7 +192,9 @@ class ItemContract:
 
     async def test_many_items_are_made_in_order_and_once(self, place: Place) -> None:
         drafts = [draft(f"item-{number}") for number in range(103)]
-        made = await place.server.create_items(place.deployment_id, drafts)
+        told: list[int] = []
+        made = await place.server.create_items(place.deployment_id, drafts, progress=told.append)
+        assert told == [50, 100, 103]
         again = await place.server.create_items(place.deployment_id, drafts)
         assert [item.name for item in made] == [each.name for each in drafts]
         assert [item.id for item in again] == [item.id for item in made]

@@ -25,7 +25,7 @@ from prefect_launch.server.values import Item
 PAGE: Final = 200
 #: A poll that takes longer is worth a bound.
 SLOW_SECONDS: Final = 0.1
-#: For how long a bound is used.
+#: For how long a bound is used, and no page is asked for after one that was not full: the server was slow otherwise.
 BOUND_SECONDS: Final = 30.0
 
 
@@ -41,6 +41,7 @@ class Front:
         self._server = server
         self._queue = queue
         self._is_deep = False
+        self._not_full_at = float("-inf")
         self._bound: datetime | None = None
         self._bound_at = float("-inf")
         self._order: tuple[str, ...] = ()
@@ -53,7 +54,10 @@ class Front:
         """
         asked, begun = PAGE if self._is_deep else limit, time.monotonic()
         found = await self._server.poll(self._queue, limit=asked, before=before)
-        self._is_deep = len(found) == asked and time.monotonic() - begun > SLOW_SECONDS
+        if len(found) < asked == PAGE:
+            self._not_full_at = begun
+        is_slow = time.monotonic() - begun > SLOW_SECONDS
+        self._is_deep = is_slow and len(found) == asked and begun - self._not_full_at > BOUND_SECONDS
         now = datetime.now(timezone.utc)
         due = [each for item in found if (each := item.next_scheduled_start_time) is not None and each <= now]
         self._bound = due[-1] if self._is_deep and asked == PAGE and due else None

@@ -77,6 +77,12 @@ async def test_silent_item_costs_the_server_four_writes_and_one_read(tmp_path: P
     assert _more(one, four) == {"propose": 3 * 3, "record_infrastructure": 3, "read_item": 3}
 
 
+async def test_busy_agent_polls_far_less_than_once_for_an_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefect_launch.agent.polling.candidates.ALONE_SECONDS", 60.0)  # however slow the machine is
+    calls = await _calls_of_server(Bench(tmp_path), 64)
+    assert calls["poll"] <= 64 / 8
+
+
 async def test_item_that_prints_costs_one_write_more_for_all_its_lines(tmp_path: Path) -> None:
     benches = {count: Bench(tmp_path / str(count)) for count in (1, 4)}
     for bench in benches.values():

@@ -74,6 +74,15 @@ async def test_queue_that_is_not_slow_gets_no_bound(bench: Bench, monkeypatch: p
     assert [limit for limit, _ in server.polls] == [16, 16, 16]
 
 
+async def test_whole_pages_are_not_asked_for_again_and_again_where_another_cause_makes_polls_slow(bench: Bench) -> None:
+    await bench.add(20)
+    server = Watched(bench.server)
+    candidates = Candidates(server, QUEUE)
+    for _ in range(4):
+        await first(candidates)
+    assert [limit for limit, _ in server.polls] == [16, front.PAGE, 16, 16]
+
+
 async def test_new_item_that_is_more_urgent_goes_first_though_it_is_due_behind_the_bound(bench: Bench) -> None:
     _, candidates, _ = await deep(bench)
     (urgent,) = await bench.add(priority="critical")
