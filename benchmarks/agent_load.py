@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 SLOTS: Final = 4
 _LOOK_SECONDS: Final = 2.0
 _SETTLE_SECONDS: Final = 3.0
-_IDLE_SECONDS: Final = 30.0
+_IDLE_SECONDS: Final = 20.0
 _START_SECONDS: Final = 120.0
-_WAKES: Final = 10
+_WAKES: Final = 5
 #: Fewer have all ended before a second agent is awake.
 _QUICK_ITEMS: Final = 24
 

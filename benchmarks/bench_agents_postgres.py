@@ -19,9 +19,9 @@ from benchmarks.place import Place
 from tests.support.postgres import PostgresServer
 from tests.support.prefect_server import PrefectServerProcess, client_settings
 
-_ITEMS: Final = 1000
-_AGENTS: Final = (1, 2, 4, 8)
-_API_PROCESSES: Final = (1, 2)
+_ITEMS: Final = 300
+#: Numbers of agents, by that of API processes.
+_AGENTS: Final = {1: (1, 2, 4, 8), 2: (2, 8)}
 #: For each API process: two clients always have something for it to do.
 _CLIENTS: Final = 2
 #: What a rate may be below that of fewer agents: the same measurement taken twice differs by as much.
@@ -33,8 +33,9 @@ _SETTINGS: Final = {"PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE": "30"}
 def measure(place: Place) -> list[Figure]:
     """Measure one API process, then two."""
     figures: list[Figure] = []
-    count, agents = items_of(place, _ITEMS), _AGENTS[: place.few(len(_AGENTS))]
-    for processes in _API_PROCESSES:
+    count = items_of(place, _ITEMS)
+    for processes, numbers in _AGENTS.items():
+        agents = numbers[: place.few(len(numbers))]
         with postgres_site(place, processes) as site:
             spec, name = {"job": instant_job(place, site.apis[0])}, f"{processes}-apis"
             floor = bare_load(site, f"{name}-none", spec, count, clients=_CLIENTS * processes)

@@ -102,8 +102,8 @@ class Loop:
             await self._leave()
 
     def _tasks_from_the_start(self, pool_ids: list[UUID]) -> list[BackgroundTask]:
-        name, queues, running_items = self._config.name, self._config.queues, self._running_items
-        wait_notes = WaitReasonLogger(self._agent.context.session, name, queues)
+        queues, running_items = self._config.queues, self._running_items
+        wait_notes = WaitReasonLogger(self._agent.context.session, queues, self._poller.fleet.is_first)
         return [
             BackgroundTask(
                 "heartbeat", lambda: send_heartbeats(self._server, self._presence, lambda: running_items.items)

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: How often the limits of queues are read; between, a claim costs no request for them.
-LIMITS_SECONDS: Final = 10.0
+#: How often the limits of queues are read; between, a claim costs no request for them. The server's poll knows a new
+#: limit at once: these only keep several agents that claim together from going over it.
+LIMITS_SECONDS: Final = 25.0
 #: The longest pause after an item was given back.
 GIVEN_BACK_SECONDS: Final = 0.5
 

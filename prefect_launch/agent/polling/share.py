@@ -43,6 +43,10 @@ class Fleet:
         """Return how many agents take items of a queue."""
         return len(self._of(queue))
 
+    def is_first(self, queue: str) -> bool:
+        """Whether this agent does what one agent of a queue does for all."""
+        return self._instance == min(self._of(queue))
+
     def turn(self, queue: str, item_id: str) -> int:
         """Return how many agents come before this one for an item of a queue: none, when it is its owner."""
         rank = _rank(self._instance, item_id)

@@ -81,8 +81,9 @@ async def send_heartbeats(server: Server, presence: Presence, items: Callable[[]
         await anyio.sleep(WORKER_SECONDS)
 
 
-#: The shortest time between two notices.
+#: The shortest time between two notices, and between those of an agent whose status changes all the time.
 WRITE_SECONDS: Final = 4.0
+_LONGEST_WRITES: Final = 4
 #: From one look at what the runs use to the next: it changes all the time.
 USAGE_SECONDS: Final = 15.0
 #: Not at once: what it says is no hurry, and while an item starts the server has better to do.
@@ -132,17 +133,19 @@ class Reporter:
 
     async def post(self) -> None:
         """Post its status whenever it has changed; never returns."""
-        posted, due, usage_due = None, 0.0, 0.0
+        posted, due, usage_due, writes = None, 0.0, 0.0, 1
         while True:
             if time.monotonic() >= usage_due:
                 self._usage = {one.id: one.usage for one in self._agent.running_items.entries}
                 usage_due = time.monotonic() + USAGE_SECONDS
             now = self.current_status()
             if now != posted and time.monotonic() >= due:
+                # It had changed again before the last pause was over: the next one is longer.
+                writes = min(2 * writes, _LONGEST_WRITES) if time.monotonic() < due + 2 * _CHECK_SECONDS else 1
                 with unless_away(log, "status not posted"):
                     await post_status(self._server, now)
                     posted = now
-                due = time.monotonic() + WRITE_SECONDS
+                due = time.monotonic() + writes * WRITE_SECONDS
             await anyio.sleep(_CHECK_SECONDS)
 
     async def read_drain_request(self) -> None:

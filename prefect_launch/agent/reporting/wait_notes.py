@@ -1,8 +1,8 @@
 """Wait notes: a line in the log of an item that waits, with the cause, its place and about when it will start.
 
-The first by name of a queue's online agents writes it. An item gets a line when it has waited for some seconds, and
-another one only when the cause has changed and the change lasts. All lines of one check go to the server
-in one request. Nothing depends on them, so a server error leaves them out.
+One of a queue's agents writes it (`Fleet.is_first`); the others ask for nothing. An item gets a line when it has waited
+for some seconds, and another one only when the cause has changed and the change lasts. All lines of one check go to the
+server in one request. Nothing depends on them, so a server error leaves them out.
 
 A line's logger is named after the cause. So a later life of this agent, or another agent, reads the last
 cause from the log.
@@ -11,7 +11,7 @@ cause from the log.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -53,15 +53,17 @@ class WaitReasonLogger:
 
     Args:
         session: an open connection.
-        name: of the agent.
-        queues: its queues.
+        queues: the agent's.
+        is_first: whether this agent writes the notes of a queue.
     """
 
-    def __init__(self, session: Session, name: str, queues: Collection[str]) -> None:
+    def __init__(
+        self, session: Session, queues: Collection[str], is_first: Callable[[str], bool] = lambda queue: True
+    ) -> None:
         self._session = session
         self._server = session.server
-        self._name = name
         self._queues = tuple(queues)
+        self._is_first = is_first
         self._sweeps = SweepStatuses(session.server)
         self._noted: dict[str, dict[UUID, WaitCause]] = {queue: {} for queue in queues}
         self._seen: dict[str, dict[UUID, WaitCause]] = {queue: {} for queue in queues}
@@ -80,9 +82,11 @@ class WaitReasonLogger:
         Raises:
             LaunchError: when the server does not answer.
         """
-        in_all = await self._server.count_items(pool=queue, state_types=[StateType.SCHEDULED])
+        in_all = 0
+        if self._is_first(queue):
+            in_all = await self._server.count_items(pool=queue, state_types=[StateType.SCHEDULED])
         facts = await read_queue_facts(self._server, queue) if in_all else None
-        if facts is None or not self._is_first(facts):
+        if facts is None:
             self._noted[queue], self._seen[queue] = {}, {}
             return
         noted: dict[UUID, WaitCause] = {}
@@ -102,10 +106,6 @@ class WaitReasonLogger:
                 noted[one.item.id] = before
         self._noted[queue], self._seen[queue] = noted, seen
         await self._write(new)
-
-    def _is_first(self, queue: QueueFacts) -> bool:
-        """Whether this agent is the first by name of those that report a status."""
-        return next((agent.name for agent in queue.agents if agent.host), None) == self._name
 
     async def _list_waiting(self, queue: QueueFacts, in_all: int) -> list[WaitFacts]:
         """Return the first items that wait, each with its place."""

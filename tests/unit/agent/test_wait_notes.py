@@ -8,13 +8,15 @@ from uuid import UUID
 
 import pytest
 
+from prefect_launch.agent.polling.share import Fleet
 from prefect_launch.agent.reporting.wait_notes import WaitReasonLogger
 from prefect_launch.core.states import ItemState
 from prefect_launch.queues.agent_status import AgentStatus, post_status
+from prefect_launch.queues.presence import Presence
 from prefect_launch.queues.wait_reason import WaitCause, WaitReason, why_waiting
 from prefect_launch.server.values import Item, LogRecord
 from prefect_launch.testing import Script
-from tests.support.bench import QUEUE, Bench, eventually
+from tests.support.bench import QUEUE, Bench, eventually, holder_called
 from tests.support.devices import agent_of, running, wants
 
 
@@ -24,11 +26,11 @@ def _told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def wait_notes(bench: Bench, name: str = "box") -> AsyncIterator[WaitReasonLogger]:
+async def wait_notes(bench: Bench, *, fleet: Fleet | None = None) -> AsyncIterator[WaitReasonLogger]:
     """The logger of an agent that is online with one slot, which is busy."""
-    await is_online(bench, name)
+    await is_online(bench, "box")
     async with bench.api.open() as session:
-        yield WaitReasonLogger(session, name, [QUEUE])
+        yield WaitReasonLogger(session, [QUEUE], (fleet or Fleet()).is_first)
 
 
 async def is_online(bench: Bench, name: str, *, in_work: int = 1) -> None:
@@ -94,14 +96,18 @@ async def test_all_lines_of_a_look_are_one_request_and_only_the_front_of_the_lin
     assert (await lines(bench, urgent))[0].endswith("It is the 1st of 26 in the queue.")
 
 
-async def test_only_the_first_agent_by_name_tells(bench: Bench) -> None:
+async def test_one_agent_of_several_tells_and_the_others_ask_for_nothing(bench: Bench) -> None:
     (item,) = await bench.add()
-    async with wait_notes(bench, "box-1"), wait_notes(bench, "box-2") as second:
-        await bench.server.beat_worker(QUEUE, "a-worker-that-tells-nothing", 15)
-        await second.check(QUEUE)
-        assert await lines(bench, item) == []
-        await bench.server.delete_worker(QUEUE, "box-1")
-        await second.check(QUEUE)
+    lives = [Presence.of(holder_called(name), (QUEUE,)) for name in ("box-1", "box-2", "box-3")]
+    told = []
+    for life in lives:
+        fleet = Fleet(life.holder.instance)
+        fleet.note(lives)
+        async with wait_notes(bench, fleet=fleet) as logger:
+            before = bench.server.calls.total()
+            await logger.check(QUEUE)
+            told.append(bench.server.calls.total() > before)
+    assert sorted(told) == [False, False, True]
     assert len(await lines(bench, item)) == 1
 
 
@@ -162,6 +168,6 @@ async def test_item_that_waits_for_gpus_says_what_the_agent_has_and_who_holds_it
         seen = await eventually(told, lambda found: found is not None and found.cause is WaitCause.DEVICES)
         assert "box: 0 of 2 GPUs are free (GPUs 0,1 in use by other items); it asks for 1 GPU." in seen.reason
         assert f"GPU 0 of {str(holder.id)[-8:]}; GPU 1 of {str(holder.id)[-8:]}" in seen.reason
-        await WaitReasonLogger(session, "box", [QUEUE]).check(QUEUE)
+        await WaitReasonLogger(session, [QUEUE]).check(QUEUE)
     (line,) = await lines(bench, waits)
     assert line.startswith("Waits (devices): No agent has the devices free that it asks for.")
