@@ -24,7 +24,7 @@ from benchmarks.agent_load import SLOTS, Site, agents_load, bare_load, items_of
 from benchmarks.agents import running_agent
 from benchmarks.bench_agents_postgres import postgres_site
 from benchmarks.bench_throughput import instant_job
-from benchmarks.cpu import cpu_ms
+from benchmarks.cpu import machine_cpu_ms
 from benchmarks.figures import Figure, percentile
 from benchmarks.place import Place
 from prefect_launch.client.create_job import create_job
@@ -55,7 +55,7 @@ _ADDED: Final = 40
 #: Clients, and items at a time of each.
 _CALLS: Final = ((1, 1), (1, 4), (2, 4))
 #: Items a second that come to agents with free slots.
-_RATES: Final = (1.0, 2.0)
+_RATES: Final = (1.0, 4.0)
 #: Running jobs: a quiet one costs so little that many are needed to see it.
 _QUIET: Final = 60
 _CHATTY: Final = 20
@@ -81,7 +81,7 @@ class Backlog:
         rate: items a second.
         server_ms: CPU time of the API processes for an item.
         database_ms: the same of PostgreSQL.
-        client_ms: the same of agents; that of the calls alone is not taken.
+        client_ms: the same of agents and jobs, as of items that come one by one; of the calls alone it is not taken.
         items: how many there were.
     """
 
@@ -102,7 +102,7 @@ class Arrivals:
         rate: items a second.
         server_ms: CPU time of the API processes for an item, its making included.
         database_ms: the same of PostgreSQL.
-        client_ms: the same of all agents.
+        client_ms: the same of agents and jobs: all else on a machine that does nothing else.
         median_ms: from an item's making to its start.
         p90_ms: the same of nine in ten items, at most.
         items: how many there were.
@@ -181,7 +181,7 @@ def _of_calls(place: Place, site: Site, name: str) -> Costs:
 
 def _of(place: Place, site: Site, name: str) -> Costs:
     seconds = 0.3 if place.quick else _WINDOW_SECONDS
-    rest = _told("at rest", _Crew(site, "", ()).spent(seconds))[0]
+    rest = _told("at rest", _Crew(site, "").spent(seconds))[0]
     calls = [_calls(place, site, name, *one) for one in _CALLS[: 1 if place.quick else None]]
     agents, spec, count = place.few(AGENTS), _spec(place, site), items_of(place, _ITEMS)
     load = agents_load(place, site, f"{name}-agents", spec, count, agents=agents)
@@ -191,14 +191,14 @@ def _of(place: Place, site: Site, name: str) -> Costs:
         arrivals = [_arrivals(crew, spec, rate, seconds, idle) for rate in _RATES]
         job, many, few = _job(place, site), place.few(_QUIET), place.few(_CHATTY)
         ended = crew.count(*TERMINAL)
-        quiet = _beside_jobs(crew, job, many, ["quiet", f"{2 * seconds + 14:.0f}"], seconds)
-        chatty = _beside_jobs(crew, job, few, ["chatty", f"{seconds + 7:.0f}"], seconds)
+        quiet = _beside_jobs(crew, job, many, ["quiet", f"{3.3 * seconds + 10:.0f}"], seconds)
+        chatty = _beside_jobs(crew, job, few, ["chatty", f"{1.3 * seconds + 7:.0f}"], seconds)
         crew.until(ended + many + few, *TERMINAL)
     return Costs(
         date=date.today().isoformat(),
         processes=1,
         calls=calls,
-        agents=[Backlog(agents, SLOTS, load.rate, load.server_ms, load.database_ms, load.agents_ms, count)],
+        agents=[Backlog(agents, SLOTS, load.rate, load.server_ms, load.database_ms, arrivals[0].client_ms, count)],
         add_ms=_add_ms(site, f"{name}-added", spec, place.rounds(_ADDED)),
         rest_ms=rest,
         idle_agent_ms=(load.idle_server_ms - rest) / agents,
@@ -236,11 +236,10 @@ def _calls(place: Place, site: Site, name: str, clients: int, slots: int) -> Bac
 def _crew(place: Place, site: Site, queue: str, count: int) -> Iterator[_Crew]:
     made = site.apis[0].create_run_queue(queue, "local-process")
     with ExitStack() as stack:
-        running = [
-            running_agent(place, queue, max_jobs=_QUIET, name=f"bench-{number}", api_url=site.api_urls[0])
-            for number in range(count)
-        ]
-        crew = _Crew(site, queue, [stack.enter_context(agent).pid for agent in running])
+        for number in range(count):
+            agent = running_agent(place, queue, max_jobs=_QUIET, name=f"bench-{number}", api_url=site.api_urls[0])
+            stack.enter_context(agent)
+        crew = _Crew(site, queue)
         while len(crew.api.call(lambda session: session.server.list_workers(queue))) < count:
             time.sleep(_LOOK_SECONDS)
         yield crew
@@ -253,15 +252,15 @@ class _Crew:
 
     site: Site
     queue: str
-    pids: Sequence[int]
 
     @property
     def api(self) -> Api:
         return self.site.apis[0]
 
     def cpu(self) -> list[float]:
-        """Return the CPU time that server, database and agents have used so far, in ms."""
-        return [*self.site.cpu(), sum(map(cpu_ms, self.pids))]
+        """Return the CPU time that server, database, and all else but this process have used so far, in ms."""
+        server, database = self.site.cpu()
+        return [server, database, machine_cpu_ms() - server - database - time.process_time() * 1000]
 
     def spent(self, seconds: float) -> list[float]:
         """Return what they use now, a second."""
@@ -291,12 +290,14 @@ def _arrivals(crew: _Crew, spec: Mapping[str, Any], rate: float, seconds: float,
     ids = crew.api.call(partial(_add_in_time, crew, parse_spec(spec), pauses))
     crew.until(ended + count, *TERMINAL)
     took = time.monotonic() - begun
-    server, database, agents = (
+    server, database, clients = (
         (now - then - rest * took) / count for now, then, rest in zip(crew.cpu(), before, idle, strict=True)
     )
     items = [item for item in crew.api.read_items(queue=crew.queue, limit=None) if str(item.id) in ids]
     waits = [_ms(item.start_time - item.created) for item in items if item.start_time and item.created]
-    found = Arrivals(count / sum(pauses), server, database, agents, median(waits), percentile(waits, 0.9), count)
+    found = Arrivals(
+        count / sum(pauses), server, database, max(0.0, clients), median(waits), percentile(waits, 0.9), count
+    )
     return _told("arrivals", found)
 
 
@@ -323,6 +324,7 @@ def _beside_jobs(crew: _Crew, job: str, count: int, args: Sequence[str], seconds
     running = crew.count(StateType.RUNNING)
     launch_add_many([{"job": job, "overrides": {"args": [*args]}}] * count, crew.queue, api=crew.api)
     crew.until(running + count, StateType.RUNNING)
+    time.sleep(seconds / 3)  # What their start brings with it is over.
     return _told("beside jobs", crew.spent(seconds))[0]
 
 

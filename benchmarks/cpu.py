@@ -27,6 +27,12 @@ def cpu_ms(pid: int, *, group: bool = False, children: bool = False) -> float:
     return total
 
 
+def machine_cpu_ms() -> float:
+    """Return the CPU time that all processes of this machine have used so far, in milliseconds."""
+    user, nice, system = Path("/proc/stat").read_text().split()[1:4]
+    return (int(user) + int(nice) + int(system)) * 1000 / os.sysconf("SC_CLK_TCK")
+
+
 def _fields(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
