@@ -228,6 +228,9 @@ def _ends(site: Site, queue: str, count: int) -> list[float]:
     ends = sorted(item.end_time.timestamp() for item in items if item.end_time is not None)
     if len(ends) < count:
         raise RuntimeError(f"{len(ends)} of {count} items of {queue!r} ended")
+    again = [item.name for item in items if item.run_count != 1]
+    if again:
+        raise RuntimeError(f"{len(again)} items of {queue!r} did not run once, such as {again[0]}")
     return ends
 
 

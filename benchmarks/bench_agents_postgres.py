@@ -1,7 +1,8 @@
 """Instant items through one, two, four and eight agents, on a server on PostgreSQL with one and two API processes.
 
-Two API processes are two whole servers behind one database, which know nothing of each other. The floor is the calls
-that an agent makes for such an item, with no job between, by as many clients as saturate the server.
+Two API processes are two whole servers behind one database, which know nothing of each other: an agent hears only of
+the events of its own. That each item has ended, and has run once, is checked. The floor is the calls that an agent
+makes for such an item, with no job between, by as many clients as saturate the server.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from itertools import pairwise
 from typing import Final
 
 from benchmarks.agent_load import Load, Site, agents_load, bare_load, items_of
+from benchmarks.agents_chart import draw, keep
 from benchmarks.bench_agents import figures_of
 from benchmarks.bench_throughput import instant_job
 from benchmarks.figures import Figure, at_least_times
@@ -22,6 +24,7 @@ from tests.support.prefect_server import PrefectServerProcess, client_settings
 _ITEMS: Final = 300
 #: Numbers of agents, by that of API processes.
 _AGENTS: Final = {1: (1, 2, 4, 8), 2: (2, 8)}
+_MACHINE: Final = "2 cores, 24 GiB of memory"
 #: For each API process: two clients always have something for it to do.
 _CLIENTS: Final = 2
 #: What a rate may be below that of fewer agents: the same measurement taken twice differs by as much.
@@ -33,6 +36,7 @@ _SETTINGS: Final = {"PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE": "30"}
 def measure(place: Place) -> list[Figure]:
     """Measure one API process, then two."""
     figures: list[Figure] = []
+    measured: dict[int, list[Load]] = {}
     count = items_of(place, _ITEMS)
     for processes, numbers in _AGENTS.items():
         agents = numbers[: place.few(len(numbers))]
@@ -41,9 +45,13 @@ def measure(place: Place) -> list[Figure]:
             floor = bare_load(site, f"{name}-none", spec, count, clients=_CLIENTS * processes)
             loads = [agents_load(place, site, f"{name}-{number}", spec, count, agents=number) for number in agents]
         where = f"PostgreSQL, {processes} API"
+        measured[processes] = [floor, *loads]
         for load in loads:
             figures += figures_of(load, floor, where)
         figures += _never_falling(loads, where)
+    if not place.quick:
+        keep(_MACHINE, measured)
+        draw()
     return figures
 
 

@@ -1,0 +1,29 @@
+"""The chart of what an item costs with several agents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import agents_chart
+from benchmarks.agent_load import Load
+
+
+def test_new_figures_take_the_place_of_old_ones_and_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "measured.json"
+    other = {"what": "depth: claim", "figure": 80, "unit": "ms", "machine": "m", "date": "2026-11-28"}
+    kept.write_text(json.dumps([other]))
+    monkeypatch.setattr(agents_chart, "MEASURED", kept)
+    for cost in (300.0, 90.0):
+        agents_chart.keep("m", {1: [Load(0, 12.0, 60.0, 20.0), Load(8, 10.0, cost, 30.0)]})
+    figures = {point["what"]: point["figure"] for point in json.loads(kept.read_text())}
+    assert figures == {
+        "depth: claim": 80,
+        "agents: rate, PostgreSQL, 1 API, 0 agents": 12.0,
+        "agents: rate, PostgreSQL, 1 API, 8 agents": 10.0,
+        "agents: CPU of server and database for an item, PostgreSQL, 1 API, 0 agents": 80,
+        "agents: CPU of server and database for an item, PostgreSQL, 1 API, 8 agents": 120,
+    }
+    assert "1 API process(es)" in agents_chart.chart()
