@@ -75,7 +75,8 @@ class Load:
     Attributes:
         agents: how many; 0 is the server alone, with the same calls.
         rate: items a second.
-        server_ms: CPU time of all API processes for an item; so are the next two, of the database and all agents.
+        server_ms: CPU time of all API processes for an item; so are the next two, of the database and of all
+            agents, or of who sends the calls.
         calls: requests for an item, by kind.
         idle: of all agents while nothing waits: requests by kind, each a minute.
         idle_server_ms: CPU time of the server a second meanwhile.
@@ -125,14 +126,15 @@ def bare_load(site: Site, name: str, spec: Mapping[str, Any], count: int, *, cli
     async def work() -> None:
         await asyncio.gather(*(empty(api, queue, slots) for api, queue in zip(apis, queues, strict=True)))
 
-    before = site.cpu()
+    before, own = site.cpu(), time.process_time()
     asyncio.run(work())
+    own_ms = (time.process_time() - own) * 1000
     server, database = (now - then for now, then in zip(site.cpu(), before, strict=True))
     rate = steady_rate([end for queue in queues for end in _ends(site, queue, each)], slots * clients)
     for one in made:
         one.delete()
     whole = each * clients
-    return Load(0, rate, server / whole, database / whole)
+    return Load(0, rate, server / whole, database / whole, own_ms / whole)
 
 
 def agents_load(place: Place, site: Site, queue: str, spec: Mapping[str, Any], count: int, *, agents: int) -> Load:

@@ -81,7 +81,7 @@ class Backlog:
         rate: items a second.
         server_ms: CPU time of the API processes for an item.
         database_ms: the same of PostgreSQL.
-        client_ms: the same of agents and jobs, as of items that come one by one; of the calls alone it is not taken.
+        client_ms: the same of who sends the calls; of agents, with their jobs, as of items that come one by one.
         items: how many there were.
     """
 
@@ -90,8 +90,8 @@ class Backlog:
     rate: float
     server_ms: float
     database_ms: float
-    client_ms: float = 0.0
-    items: int = 0
+    client_ms: float
+    items: int
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Costs:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Costs:
         """Read what is kept."""
-        lists = {"calls": Backlog, "agents": Backlog, "arrivals": Arrivals}
+        lists: dict[str, Any] = {"calls": Backlog, "agents": Backlog, "arrivals": Arrivals}
         return cls(**{**data, **{name: [kind(**one) for one in data[name]] for name, kind in lists.items()}})
 
 
@@ -228,7 +228,7 @@ def _told(what: str, found: _Found) -> _Found:
 def _calls(place: Place, site: Site, name: str, clients: int, slots: int) -> Backlog:
     queue, count = f"{name}-calls-{clients}-{slots}", items_of(place, _ITEMS)
     load = bare_load(site, queue, _spec(place, site), count, clients=clients, slots=slots)
-    found = Backlog(clients, slots, load.rate, load.server_ms, load.database_ms, items=count)
+    found = Backlog(clients, slots, load.rate, load.server_ms, load.database_ms, load.agents_ms, count)
     return _told("the calls alone", found)
 
 

@@ -88,7 +88,7 @@ class Model:
     def _pause_ms(self) -> float:
         """What passes of an item besides CPU time: what is left when one comes after the other."""
         alone = self.costs.calls[0]
-        return max(0.0, 1000 / alone.rate - alone.server_ms - alone.database_ms)
+        return max(0.0, 1000 / alone.rate - alone.server_ms - alone.database_ms - alone.client_ms)
 
     @cached_property
     def _start_ms(self) -> float:
