@@ -115,6 +115,14 @@ class ItemCalls(Calls):
     async def count_items(self, **wanted: Unpack[ItemFilter]) -> int:
         return int(await self._rest.get("POST", "/flow_runs/count", json=_filters(wanted)))
 
+    async def count_due(self, pool: str, *, before: datetime, queues: Collection[str] = ()) -> int:
+        # Only what is scheduled has such a time. A filter by state or flow too costs SQLite 20 times as much.
+        runs: dict[str, Any] = {"next_scheduled_start_time": {"before_": before.isoformat()}}
+        if queues:
+            runs["work_queue_name"] = {"any_": list(queues)}
+        body = {"flow_runs": runs, "work_pools": {"name": {"any_": [pool]}}}
+        return int(await self._rest.get("POST", "/flow_runs/count", json=body))
+
     async def list_waiting(self, pool: str, queue: str, *, limit: int) -> list[Item]:
         wanted = ItemFilter(pool=pool, queue=queue, state_types=[StateType.SCHEDULED])
         return await self._list("NEXT_SCHEDULED_START_TIME_ASC", wanted, limit=limit)
@@ -187,7 +195,7 @@ def _filters(wanted: ItemFilter) -> dict[str, Any]:
             field: {"any_": [str(one) if isinstance(one, UUID) else one for one in values[field]]} for field in values
         }
 
-    runs = any_of(ids="id", keys="idempotency_key", names="name", queues="work_queue_name")
+    runs = any_of(ids="id", keys="idempotency_key", names="name")
     state = any_of(state_types="type", state_names="name")
     if "name" in state:  # The server ignores a filter with both any_ and not_any_.
         state["name"]["any_"] = [name for name in state["name"]["any_"] if name != MOVED or given.get("moved")]

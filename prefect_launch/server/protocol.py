@@ -165,6 +165,17 @@ class Server(Protocol):
     async def count_items(self, **wanted: Unpack[ItemFilter]) -> int:
         """Count items."""
 
+    async def count_due(self, pool: str, *, before: datetime, queues: Collection[str] = ()) -> int:
+        """Count what waits in a pool and is due at this time or earlier, of whatever flow, paused or not.
+
+        The cost grows with what is counted, not with what else waits.
+
+        Args:
+            pool: the pool.
+            before: when.
+            queues: only what waits in these of its work queues; by default in all.
+        """
+
     async def list_waiting(self, pool: str, queue: str, *, limit: int) -> list[Item]:
         """List what waits in one work queue of a pool, first in line first: due or not, paused or not."""
 

@@ -240,7 +240,6 @@ class ItemFilter(TypedDict, total=False):
     Attributes:
         pool: name of their work pool.
         queue: name of their work queue in it.
-        queues: names of the work queues that they are in one of.
         tags: of which they have all.
         keys: their idempotency keys.
         due_before: they are due by then.
@@ -251,7 +250,6 @@ class ItemFilter(TypedDict, total=False):
 
     pool: str | None
     queue: str | None
-    queues: Collection[str] | None
     ids: Collection[UUID] | None
     state_types: Collection[StateType] | None
     state_names: Collection[str] | None

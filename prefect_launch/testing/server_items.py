@@ -52,7 +52,6 @@ _SENT_AS_EVENTS = frozenset({StateType.SCHEDULED, StateType.PENDING, StateType.C
 _FITS: Final[Mapping[str, Callable[[Item, Any], bool]]] = {
     "pool": lambda item, pool: item.work_pool_name == pool,
     "queue": lambda item, queue: item.work_queue_name == queue,
-    "queues": lambda item, queues: item.work_queue_name in queues,
     "ids": lambda item, ids: item.id in ids,
     "state_types": lambda item, types: item.state_type in types,
     "state_names": lambda item, names: item.state_name in names,
@@ -184,6 +183,16 @@ class InMemoryItems(Calls):
     @call
     def count_items(self, **wanted: Unpack[ItemFilter]) -> int:
         return len(self._fitting(wanted))
+
+    @call
+    def count_due(self, pool: str, *, before: datetime, queues: Collection[str] = ()) -> int:
+        return sum(
+            item.work_pool_name == pool
+            and item.state_type is StateType.SCHEDULED
+            and _FITS["due_before"](item, before)
+            and (not queues or item.work_queue_name in queues)
+            for item in (stored.item for stored in self._store.items.values())
+        )
 
     @call
     def list_waiting(self, pool: str, queue: str, *, limit: int) -> list[Item]:

@@ -5,6 +5,10 @@ its last item is a bound: for as long as enough items are due up to there, only 
 comes first only in a work queue that is more urgent than the last item shown, and a count tells whether such an item
 waits. If one does, or too few are due up to the bound, all that is due is polled.
 
+On SQLite the poll of an empty queue is as slow, since it sorts what is due in all queues. So after a slow one that
+showed nothing, a count tells whether there is something to poll for. It is polled all the same twice a minute: by its
+polls the server knows that a work queue is served.
+
 An item that is put back under an earlier due time is inside the bound. What the server may show changes with limits and
 pauses: it applies them at each poll, and an item that they hide counts as one that waits. The order of the work queues
 is that of the last full poll, at most half a minute old.
@@ -17,7 +21,6 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Final
 
-from prefect_launch.core.states import StateType
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 
@@ -42,6 +45,7 @@ class Front:
         self._queue = queue
         self._is_deep = False
         self._not_full_at = float("-inf")
+        self._empty_at = float("-inf")
         self._bound: datetime | None = None
         self._bound_at = float("-inf")
         self._order: tuple[str, ...] = ()
@@ -53,10 +57,13 @@ class Front:
             ServerUnavailableError: when the server does not answer.
         """
         asked, begun = PAGE if self._is_deep else limit, time.monotonic()
+        if begun - self._empty_at < BOUND_SECONDS and not await self._server.count_due(self._queue, before=before):
+            return []
         found = await self._server.poll(self._queue, limit=asked, before=before)
         if len(found) < asked == PAGE:
             self._not_full_at = begun
         is_slow = time.monotonic() - begun > SLOW_SECONDS
+        self._empty_at = begun if is_slow and not found else float("-inf")
         self._is_deep = is_slow and len(found) == asked and begun - self._not_full_at > BOUND_SECONDS
         now = datetime.now(timezone.utc)
         due = [each for item in found if (each := item.next_scheduled_start_time) is not None and each <= now]
@@ -86,7 +93,5 @@ class Front:
         above = self._order[: self._order.index(last)]
         if not above:
             return False
-        waiting = await self._server.count_items(
-            pool=self._queue, queues=above, state_types=[StateType.SCHEDULED], due_before=datetime.now(timezone.utc)
-        )
+        waiting = await self._server.count_due(self._queue, before=datetime.now(timezone.utc), queues=above)
         return waiting > sum(item.work_queue_name in above for item in found)

@@ -83,6 +83,17 @@ async def test_whole_pages_are_not_asked_for_again_and_again_where_another_cause
     assert [limit for limit, _ in server.polls] == [16, front.PAGE, 16, 16]
 
 
+async def test_queue_that_was_empty_and_slow_to_tell_is_polled_again_once_something_is_due(bench: Bench) -> None:
+    server = Watched(bench.server)
+    candidates = Candidates(server, QUEUE)
+    for _ in range(3):
+        candidates.forget()
+        assert await candidates.next(slots=1, skip=()) is None
+    assert len(server.polls) == 1
+    (item,) = await bench.add()
+    assert (await first(candidates)).id == item.id
+
+
 async def test_new_item_that_is_more_urgent_goes_first_though_it_is_due_behind_the_bound(bench: Bench) -> None:
     _, candidates, _ = await deep(bench)
     (urgent,) = await bench.add(priority="critical")
