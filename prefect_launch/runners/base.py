@@ -261,6 +261,9 @@ class ExitStatus(BaseModel):
     signal: str | None = Field(default=None, description='Name of the signal that ended it, such as "SIGKILL".')
     oom_killed: bool = False
     stopped: bool = Field(default=False, description="Ended because `stop` was asked.")
+    ended_by_others: bool = Field(
+        default=False, description="Somebody ended it in its resource, which does not say whether that was `stop`."
+    )
     preempted: bool = Field(default=False, description="Ended because the resource took its machine away.")
     timed_out: bool = Field(default=False, description="Ended because it reached a time limit of its resource's own.")
     error: str | None = Field(

@@ -36,6 +36,7 @@ from prefect_launch.core.pace import Pace
 from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.errors import InfrastructureError, LaunchError
 from prefect_launch.runners.base import (
+    NEVER_STARTED,
     TAKEOVER_SECONDS,
     ExitStatus,
     Found,
@@ -278,14 +279,23 @@ class RemoteRunner(Runner):
         except (LaunchError, OSError) as error:  # Also of an agent that may not read them.
             warnings.append(f"the outputs are not kept: {error}")
         end = status.exit or ExitStatus(exit_code=None, error=f"{self.name} does not report how it ended")
-        return end.model_copy(
+        return self._with_who(end, stopped=end.stopped or stopped).model_copy(
             update={
-                "stopped": end.stopped or stopped,
                 "log_complete": not problems,
                 "left_out": left_out,
                 "warnings": (*end.warnings, *warnings),
             }
         )
+
+    def _with_who(self, end: ExitStatus, *, stopped: bool) -> ExitStatus:
+        """Say who ended a run, where the system does not: this agent, if it has noted that it asked for it."""
+        error = end.error
+        if end.ended_by_others and stopped:
+            error = NEVER_STARTED if end.started_at is None else None
+        elif end.ended_by_others:
+            error = f"{error}: somebody stopped it on {self.name}, and not this agent"
+        is_others = end.ended_by_others and not stopped
+        return end.model_copy(update={"stopped": stopped, "ended_by_others": is_others, "error": error})
 
     async def stop(self, handle: str, grace_seconds: float) -> None:
         if self._not_submitted.pop(handle, None) is not None:

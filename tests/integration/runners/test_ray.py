@@ -160,7 +160,7 @@ def engine_place(prefect_server: PrefectServerProcess, ray_head: RayHead, tmp_pa
         away_seconds=30.0,
         many=8,
         delete=stop,
-        deleted="somebody stopped it in Ray",
+        deleted="somebody stopped it on ray",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from uuid import uuid4
 
@@ -11,7 +12,7 @@ import pytest
 
 from prefect_launch.core import supervision
 from prefect_launch.errors import ImagePullError, InfrastructureError
-from prefect_launch.runners.base import ExitStatus, Labels, RunPlan
+from prefect_launch.runners.base import NEVER_STARTED, ExitStatus, Labels, RunPlan
 from prefect_launch.runners.remote import base
 from prefect_launch.runners.remote.jobs import JobChange, LogPart, RemoteJob, RemoteState, RemoteStatus
 from prefect_launch.runners.remote.poller import StatusFeed
@@ -70,6 +71,36 @@ async def test_job_that_somebody_deletes_is_reported_as_such_and_not_as_a_stop(t
     end = await asyncio.wait_for(watching, 10)
     assert (end.exit_code, end.stopped) == (None, False)
     assert end.describe() == "somebody else removed it from in-memory-cluster, and its exit code with it"
+
+
+@pytest.mark.parametrize("has_started", [True, False])
+@pytest.mark.parametrize("is_asked", [True, False])
+async def test_end_that_the_system_ascribes_to_nobody_is_the_agents_own_only_if_it_had_asked(
+    tmp_path: Path, has_started: bool, is_asked: bool
+) -> None:
+    started_at = datetime.now(timezone.utc) if has_started else None
+
+    class Silent(InMemoryRemoteRunner):
+        async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob]:
+            end = ExitStatus(exit_code=None, error="STOPPED", ended_by_others=True, started_at=started_at)
+            return {
+                name: job.model_copy(update={"status": job.status.model_copy(update={"exit": end})})
+                if job.status.state is RemoteState.ENDED
+                else job
+                for name, job in (await super().poll(handles)).items()
+            }
+
+    cluster = InMemoryCluster(lambda plan: Script(seconds=60))
+    runner, plan = Silent(tmp_path, cluster), plan_in(tmp_path)
+    handle = await started(runner, plan)
+    if is_asked:
+        await runner.stop(handle, 0.0)
+    else:
+        next(iter(cluster.jobs.values())).finish()
+    end = await runner.watch(handle, plan)
+    ours, others = None if has_started else NEVER_STARTED, "STOPPED: somebody stopped it on in-memory-cluster"
+    assert (end.stopped, end.ended_by_others) == (is_asked, not is_asked)
+    assert end.error == (ours if is_asked else f"{others}, and not this agent")
 
 
 async def test_job_of_another_item_that_has_the_name_is_left_alone(tmp_path: Path) -> None:

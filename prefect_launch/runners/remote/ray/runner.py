@@ -19,7 +19,7 @@ import anyio
 from prefect_launch.core.output_limits import LeftOut
 from prefect_launch.errors import InfrastructureError, LaunchError, SpecError, UnreachableError
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import NEVER_STARTED, ExitStatus, Finding, Labels, RunPlan, nothing
+from prefect_launch.runners.base import ExitStatus, Finding, Labels, RunPlan, nothing
 from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.option_values import Quantity
 from prefect_launch.runners.remote.base import RemoteRunner
@@ -30,7 +30,6 @@ from prefect_launch.runners.remote.ray.cluster import RayCluster
 from prefect_launch.runners.remote.ray.outputs import RunNote, RunNotes, keep_outputs
 from prefect_launch.runners.remote.ray.packages import pip_packages, upload_code
 from prefect_launch.runners.remote.ray.status import (
-    STOPPED_BY_OTHERS,
     labels_of,
     read_job,
     stopped_exit,
@@ -122,8 +121,6 @@ class RayRunner(RemoteRunner):
 
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         end = await super().watch(handle, plan, ended=ended)
-        if end.stopped and end.error == STOPPED_BY_OTHERS:
-            end = end.model_copy(update={"error": None})
         if end.exit_code is None:
             with anyio.move_on_after(_TOLD_SECONDS):
                 while True:
@@ -136,9 +133,9 @@ class RayRunner(RemoteRunner):
 
     async def _told(self, end: ExitStatus, job: str) -> ExitStatus:
         """Say more of an end without an exit code."""
-        if end.stopped or end.error == STOPPED_BY_OTHERS:
-            if end.error == NEVER_STARTED:
-                return end
+        if end.stopped and end.started_at is None:
+            return end
+        if end.stopped or end.ended_by_others:
             return stopped_exit(end, await self._cluster.end_of_log(job), has_run=await self._cluster.has_run(job))
         return end.model_copy(update={"error": _HEAD_IS_NEW}) if await self._is_head_new(job) else end
 

@@ -43,8 +43,6 @@ _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 #: A frame of a traceback: where, its line of code, and carets below that.
 _FRAME: Final = re.compile(r"^ *File \"[^\n]*\", line \d+[^\n]*\n(?: {4,}[^\n]*\n)?(?:[ ^~]+\n)?", re.MULTILINE)
 _SIGKILL: Final = 137
-#: Ray does not say who stopped a job: so it is, unless this agent has noted that it asked for it.
-STOPPED_BY_OTHERS: Final = "STOPPED: somebody stopped it in Ray, and not this agent"
 
 
 class Nodes(BaseModel):
@@ -177,7 +175,7 @@ def _exit_of(details: Mapping[str, Any]) -> ExitStatus:
     if status == "FAILED" and (kind == _COMMAND_FAILED or (kind is None and code is not None)):
         return _failed(details, code, times)
     if status == "STOPPED":
-        return ExitStatus(exit_code=None, error=STOPPED_BY_OTHERS, **times)
+        return ExitStatus(exit_code=None, error="STOPPED", ended_by_others=True, **times)
     error = f"Ray lost the job ({kind}): {_message(details) or 'it gives no reason.'}".rstrip(".")
     return ExitStatus(exit_code=code, error=error, **times)
 

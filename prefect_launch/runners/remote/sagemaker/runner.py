@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -18,7 +18,7 @@ from prefect_launch.clouds.aws import aws_errors
 from prefect_launch.core.output_limits import LeftOut
 from prefect_launch.errors import LaunchError
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import ExitStatus, Finding, RunPlan, nothing
+from prefect_launch.runners.base import Finding, RunPlan
 from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.option_values import Amount, Quantity
 from prefect_launch.runners.remote.base import RemoteRunner
@@ -34,7 +34,7 @@ from prefect_launch.runners.remote.sagemaker.request import (
     role_arn,
     training_job,
 )
-from prefect_launch.runners.remote.sagemaker.status import has_ended, stopped_exit
+from prefect_launch.runners.remote.sagemaker.status import has_ended
 
 #: The pause between two looks at the log of a job that has just ended.
 _SETTLE_PAUSE_SECONDS: Final = 1.0
@@ -202,9 +202,6 @@ class SageMakerRunner(RemoteRunner):
     async def fetch_outputs(self, handle: str, plan: RunPlan) -> LeftOut:
         job = await self._jobs.described(handle)
         return LeftOut() if job is None else await keep_outputs(self._clients, job, plan)
-
-    async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
-        return stopped_exit(await super().watch(handle, plan, ended=ended))
 
     async def display_name(self, handle: str) -> str:
         return self._jobs.current(RunHandle.parse(handle).job)

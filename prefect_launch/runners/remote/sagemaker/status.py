@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from prefect_launch.errors import LaunchError, SpecError, clause
-from prefect_launch.runners.base import NEVER_STARTED, ExitStatus, signal_of
+from prefect_launch.runners.base import ExitStatus, signal_of
 from prefect_launch.runners.remote.jobs import RemoteState, RemoteStatus
 from prefect_launch.runners.remote.sagemaker.request import ENTER_WORDS
 
@@ -23,8 +23,6 @@ _EXIT_CODE: Final = re.compile(r"\bexit ?code:? *(\d{1,3})\b", re.IGNORECASE)
 _NO_PROGRAM: Final = frozenset({126, 127})
 _SIGKILL: Final = 137
 _SHOWN_CHARS: Final = 1_100
-#: SageMaker does not say who stopped a job: so it is, unless this agent has noted that it asked for it.
-STOPPED_BY_OTHERS: Final = "Stopped: somebody stopped it in SageMaker, and not this agent"
 
 
 def has_ended(job: Mapping[str, Any]) -> bool:
@@ -80,7 +78,7 @@ def _exit_of(job: Mapping[str, Any]) -> ExitStatus:
         return _failed(job, times)
     why = clause(job.get("FailureReason") or "")
     # Its quota of pending time, say, ends a job too; that is no time limit of its program.
-    return ExitStatus(exit_code=None, error=f"Stopped: {why}" if why else STOPPED_BY_OTHERS, **times)
+    return ExitStatus(exit_code=None, error=f"Stopped: {why}" if why else "Stopped", ended_by_others=not why, **times)
 
 
 def _was_interrupted(job: Mapping[str, Any]) -> bool:
@@ -122,10 +120,3 @@ def _refusal(job: Mapping[str, Any]) -> LaunchError | None:
     return SpecError(
         f"SageMaker could not start the job: {clause(reason)}. Correct its image, its data or its options."
     )
-
-
-def stopped_exit(end: ExitStatus) -> ExitStatus:
-    """Return the end of a job that this agent has stopped."""
-    if not end.stopped or end.error != STOPPED_BY_OTHERS:
-        return end
-    return end.model_copy(update={"error": None if end.started_at else NEVER_STARTED})

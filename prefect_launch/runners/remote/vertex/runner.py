@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from prefect_launch.core.output_limits import LeftOut
 from prefect_launch.errors import LaunchError, UnreachableError
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import ExitStatus, Finding, RunPlan, nothing
+from prefect_launch.runners.base import Finding, RunPlan
 from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.option_values import Amount, Quantity
 from prefect_launch.runners.remote.base import RemoteRunner
@@ -33,7 +33,7 @@ from prefect_launch.runners.remote.vertex.fields import snake_case
 from prefect_launch.runners.remote.vertex.jobs import VertexJobs
 from prefect_launch.runners.remote.vertex.logs import VertexLogs
 from prefect_launch.runners.remote.vertex.outputs import check_bucket, keep_outputs, make_folder
-from prefect_launch.runners.remote.vertex.status import parse_time, read_job, state_of, stopped_exit
+from prefect_launch.runners.remote.vertex.status import parse_time, read_job, state_of
 
 #: How long after a job's end its last log entries may come.
 _LOG_SETTLE_SECONDS: Final = 15.0
@@ -137,10 +137,6 @@ class VertexRunner(RemoteRunner):
             Finding(name="Vertex AI", is_ok=True, detail=where),
             *[await _finding(name, check) for name, check in checks.items()],
         ]
-
-    async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
-        end = await super().watch(handle, plan, ended=ended)
-        return stopped_exit(end) if end.stopped else end
 
     async def remove(self, handle: str) -> None:
         await super().remove(handle)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 
-from prefect_launch.runners.base import NEVER_STARTED, ExitStatus
+from prefect_launch.runners.base import ExitStatus
 from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState, RemoteStatus
 from prefect_launch.runners.remote.vertex.labels import from_google
 
@@ -76,8 +76,6 @@ _OWN: Final = frozenset({_INVALID_ARGUMENT, _NOT_FOUND, _PERMISSION_DENIED, _FAI
 _TAKEN_AWAY: Final = frozenset({_RESOURCE_EXHAUSTED, _ABORTED, _UNAVAILABLE})
 _SPOT: Final = "SPOT"
 _MOST_CHARS: Final = 1_500
-#: Vertex AI does not say who cancelled a job: so it is, unless this agent has noted that it asked for it.
-CANCELLED_BY_OTHERS: Final = "CANCELLED: somebody cancelled it in Vertex AI, and not this agent"
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(?:Z|\+00:00)")
 
 
@@ -148,7 +146,8 @@ def _exit_of(job: Mapping[str, Any]) -> ExitStatus:
         why = words or "it reached a time limit of Vertex AI's (run.timeout, run.max_wait_duration)"
         return ExitStatus(exit_code=None, timed_out=True, error=f"{state.removeprefix('JOB_STATE_')}: {why}", **times)
     if state == "JOB_STATE_CANCELLED":
-        return ExitStatus(exit_code=None, error=CANCELLED_BY_OTHERS + (f": {words}" if words else ""), **times)
+        error = f"CANCELLED: {words}" if words else "CANCELLED"
+        return ExitStatus(exit_code=None, error=error, ended_by_others=True, **times)
     if code in _TAKEN_AWAY and times["started_at"] is not None and _scheduling(job).get("strategy") == _SPOT:
         error = f"preempted: Vertex AI took its Spot machines away: {words}"
         return ExitStatus(exit_code=None, preempted=True, error=error, **times)
@@ -158,14 +157,6 @@ def _exit_of(job: Mapping[str, Any]) -> ExitStatus:
     is_own = code in _OWN or state == "JOB_STATE_PARTIALLY_SUCCEEDED"
     error = f"{state.removeprefix('JOB_STATE_')}: {why}"
     return ExitStatus(exit_code=None, error=error, is_own_doing=is_own, **times)
-
-
-def stopped_exit(end: ExitStatus) -> ExitStatus:
-    """Return the end of a job that this agent has cancelled."""
-    if end.error is None or not end.error.startswith(CANCELLED_BY_OTHERS):
-        return end
-    error = NEVER_STARTED if end.started_at is None else "cancelled in Vertex AI, which tells no exit code"
-    return end.model_copy(update={"error": error})
 
 
 def _scheduling(job: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -19,7 +19,6 @@ from prefect_launch.runners.base import Labels
 from prefect_launch.runners.remote.jobs import RunHandle
 from prefect_launch.runners.remote.ray import cluster
 from prefect_launch.runners.remote.ray.runner import RayRunner
-from prefect_launch.runners.remote.ray.status import STOPPED_BY_OTHERS
 from prefect_launch.spec.scheduling import Cause
 from tests.unit.runners.ray.api import NODE, Fault, RayApi, plan_in, submitted
 
@@ -278,12 +277,12 @@ async def test_log_of_two_hundred_thousand_lines_is_read_whole(tmp_path: Path) -
         (
             {"status": "STOPPED"},
             "143",
-            {"exit_code": 143, "signal": "SIGTERM", "stopped": False, "error": STOPPED_BY_OTHERS},
+            {"exit_code": 143, "signal": "SIGTERM", "stopped": False, "ended_by_others": True},
         ),
         (
             {"status": "STOPPED"},
             None,
-            {"exit_code": 137, "signal": "SIGKILL", "stopped": False, "error": STOPPED_BY_OTHERS},
+            {"exit_code": 137, "signal": "SIGKILL", "stopped": False, "ended_by_others": True},
         ),
     ],
 )
@@ -329,7 +328,7 @@ async def test_job_that_somebody_stops_in_ray_is_told_as_that_and_lost(tmp_path:
     end = await runner.watch(handle, plan)
     outcome = outcome_of_exit(end)
     assert (end.exit_code, outcome.state.name, outcome.cause) == (None, "CRASHED", Cause.LOST)
-    assert outcome.message == "[run] STOPPED: somebody stopped it in Ray, and not this agent"
+    assert outcome.message == "[run] STOPPED: somebody stopped it on ray, and not this agent"
     await runner.aclose()
 
 

@@ -64,8 +64,7 @@ def test_spot_instance_that_was_taken_away_is_preempted(status: str) -> None:
 
 def test_stop_by_somebody_else_is_no_success_and_says_so() -> None:
     end = end_of(described("Stopped", "Stopped"))
-    assert (end.succeeded, end.stopped) == (False, False)
-    assert "somebody stopped it in SageMaker" in end.describe()
+    assert (end.succeeded, end.stopped, end.ended_by_others) == (False, False, True)
 
 
 @pytest.mark.parametrize(
