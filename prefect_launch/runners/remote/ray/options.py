@@ -18,11 +18,12 @@ from typing import Any, Final
 from prefect_launch.core.masking import without_users
 from prefect_launch.core.units import format_size, parse_size
 from prefect_launch.core.validation import texts_in
-from prefect_launch.errors import QueueError, SpecError, UnsafeSpecError
+from prefect_launch.errors import SpecError, UnsafeSpecError
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.runners import option_values as values
 from prefect_launch.runners.base import TAKEOVER_SECONDS, Labels, RunPlan, with_default_variables
 from prefect_launch.runners.option_values import Quantity
+from prefect_launch.runners.remote.image_plan import refuse_shown_secrets
 from prefect_launch.runners.remote.jobs import RunHandle
 from prefect_launch.runners.remote.marked_log import marked_script
 
@@ -293,20 +294,13 @@ def check_plan(plan: RunPlan) -> None:
             f" {_MAX_ENTRYPOINT_BYTES:,}. Put what is long into the config, or into a file of the code."
         )
     if not options.get("secrets"):
-        _check_secrets(plan)
-
-
-def _check_secrets(plan: RunPlan) -> None:
-    env = {**plan.options.get("env", {}), **plan.env}
-    shown = sorted(name for name, value in env.items() if plan.mask.text(value) != value)
-    runtime_env = read_options(plan.options).get("runtime-env", {})
-    shown += ["its runtime_env"] if any(plan.mask.text(text) != text for text in texts_in(runtime_env)) else []
-    shown += ["its arguments"] if any(plan.mask.text(word) != word for word in (*plan.command, *plan.args)) else []
-    if shown:
-        raise QueueError(
-            f"The job has secrets ({', '.join(shown)}), and whoever reaches the Ray cluster can read a job's"
-            " environment and arguments there. The queue's owner can allow it: resource_args.ray.secrets = true. Or set"
-            " them in the environment of the cluster's nodes, and leave them out here."
+        refuse_shown_secrets(
+            plan,
+            {**plan.options.get("env", {}), **plan.env},
+            {"runtime_env": texts_in(options.get("runtime-env", {}))},
+            resource="ray",
+            seen="whoever reaches the Ray cluster can read a job's environment and arguments there",
+            instead="Or set them in the environment of the cluster's nodes, and leave them out here.",
         )
 
 

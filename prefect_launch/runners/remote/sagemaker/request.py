@@ -12,9 +12,15 @@ from typing import Any, Final
 from urllib.parse import quote, unquote
 
 from prefect_launch.core.validation import texts_in
-from prefect_launch.errors import QueueError, SpecError
+from prefect_launch.errors import SpecError
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.runners.base import RunPlan, with_default_variables
+from prefect_launch.runners.remote.image_plan import (
+    ENTER,
+    refuse_base_image,
+    refuse_file_overrides,
+    refuse_shown_secrets,
+)
 from prefect_launch.runners.remote.sagemaker.options import (
     REQUIRED,
     check_shape,
@@ -36,7 +42,7 @@ _ROLE_NAME: Final = re.compile(r"[\w+=,.@-]{1,64}(/[\w+=,.@-]{1,64})*")
 #: Stands for the account where nobody has asked AWS for it.
 _SOME_ACCOUNT: Final = "000000000000"
 
-_ENTER: Final = ("sh", "-c", f'mkdir -p "${OUTPUT_DIR_VARIABLE}" && cd "$0" && exec "$@"')
+_ENTER: Final = (*ENTER[:2], f'mkdir -p "${OUTPUT_DIR_VARIABLE}" && {ENTER[2]}')
 #: How many words of a container's entry point precede the job's own program.
 ENTER_WORDS: Final = len(_ENTER) + 1
 
@@ -161,18 +167,10 @@ def _check_image(plan: RunPlan, fields: Mapping[str, Any]) -> None:
             )
     is_built = plan.build_request is not None or plan.built_code_dir is not None
     if plan.code_dir is not None and not is_built:
-        raise SpecError(
-            f"The job has code, and its image is given ({plan.image!r}): SageMaker takes no code into an image that is"
-            " there. Leave out AlgorithmSpecification.TrainingImage and the job's base image, so that an image is"
-            " built of the code; or put the code into the image, and queue that."
-        )
+        refuse_base_image(plan.image, "SageMaker")
     if plan.image is None and not is_built:
         raise SpecError("A training job needs an image. Name one (docker.docker_image), or queue a job with code.")
-    if plan.file_overrides:
-        raise SpecError(
-            f"overrides.files changes {', '.join(sorted(plan.file_overrides))} in the job's code, and on sagemaker the"
-            " code is in its image, which nothing is written into. Give the values as the job's config."
-        )
+    refuse_file_overrides(plan, "SageMaker")
 
 
 def _check_words(plan: RunPlan) -> None:
@@ -209,13 +207,13 @@ def _check_environment(plan: RunPlan) -> None:
             f"The job has {len(made)} variables, of which its config and those of launch may be many; SageMaker takes"
             f" {_MAX_VARIABLES}. Set fewer, or shorten the config."
         )
-    shown = sorted(name for name, value in made.items() if plan.mask.text(value) != value)
-    shown += ["its arguments"] if any(plan.mask.text(word) != word for word in (*plan.command, *plan.args)) else []
     others = {name: one for name, one in read_fields(plan.options).items() if name != "Environment"}
-    shown += ["its options"] if any(plan.mask.text(text) != text for text in texts_in(others)) else []
-    if shown and not has_secrets_allowed(plan.options):
-        raise QueueError(
-            f"The job has secrets ({', '.join(shown)}), and whoever may describe training jobs in the AWS account can"
-            " read a job's environment and arguments. The queue's owner can allow it:"
-            " resource_args.sagemaker.secrets = true. Or let the job read them from AWS Secrets Manager by its role."
+    if not has_secrets_allowed(plan.options):
+        refuse_shown_secrets(
+            plan,
+            made,
+            {"options": texts_in(others)},
+            resource="sagemaker",
+            seen="whoever may describe training jobs in the AWS account can read a job's environment and arguments",
+            instead="Or let the job read them from AWS Secrets Manager by its role.",
         )

@@ -22,6 +22,7 @@ from prefect_launch.runners.base import Finding, RunPlan
 from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.option_values import Amount, Quantity
 from prefect_launch.runners.remote.base import RemoteRunner
+from prefect_launch.runners.remote.image_plan import refuse_base_image
 from prefect_launch.runners.remote.jobs import LogPart, RemoteJob, RunHandle
 from prefect_launch.runners.remote.sagemaker import options as sagemaker_options
 from prefect_launch.runners.remote.sagemaker.jobs import AwsClients, TrainingJobs
@@ -115,6 +116,10 @@ class SageMakerRunner(RemoteRunner):
     @classmethod
     def own_image(cls, options: Mapping[str, Any]) -> str | None:
         return sagemaker_options.own_image(options)
+
+    @classmethod
+    def check_base_image(cls, image: str, options: Mapping[str, Any]) -> None:
+        refuse_base_image(image, "SageMaker")
 
     @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:

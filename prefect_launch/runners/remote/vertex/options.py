@@ -11,15 +11,21 @@ A pool with another image of its own, such as a reduction server, runs as its ow
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from prefect_launch.core.validation import texts_in
-from prefect_launch.errors import QueueError, SpecError, UnsafeSpecError
+from prefect_launch.errors import SpecError, UnsafeSpecError
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.runners import option_values as values
 from prefect_launch.runners.base import Labels, RunPlan, with_default_variables
 from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.option_values import Amount, Quantity
+from prefect_launch.runners.remote.image_plan import (
+    ENTER,
+    refuse_base_image,
+    refuse_file_overrides,
+    refuse_shown_secrets,
+)
 from prefect_launch.runners.remote.vertex.fields import PATH, RUN, SPEC, read_fields, refusal, snake_case
 from prefect_launch.runners.remote.vertex.labels import as_google
 
@@ -34,8 +40,6 @@ IMAGE_MACRO: Final = "${image_uri}"
 #: Where Vertex AI mounts buckets.
 _MOUNT: Final = "/gcs/"
 _FOLDER: Final = "launch"
-#: Runs a command in a folder of the image.
-_ENTER: Final = ("sh", "-c", 'cd "$0" && exec "$@"')
 _MOST_LABELS: Final = 64
 #: Fields of a worker pool that say how much a run gets, or what of the item's own runs there.
 _FREE: Final = frozenset(
@@ -170,18 +174,6 @@ def amounts(options: Mapping[str, Any]) -> dict[str, Amount]:
 # --- the job ---
 
 
-def refuse_base_image(image: str) -> NoReturn:
-    """Refuse a job whose code is to run in an image that it is not built into.
-
-    Raises:
-        SpecError: naming the image.
-    """
-    raise SpecError(
-        f"The job's code is to run in the image {image!r} as it is, and Vertex AI takes no code into a container."
-        " Create the job again without a base image, so that an image is built of its code."
-    )
-
-
 def check_plan(plan: RunPlan) -> None:
     """Refuse a plan that cannot be a custom job.
 
@@ -196,32 +188,18 @@ def check_plan(plan: RunPlan) -> None:
             " own in the image's own folder. Give an entry point, or leave the folder out."
         )
     if plan.code_dir is not None and plan.image is not None:
-        refuse_base_image(plan.image)
-    if plan.file_overrides:
-        raise SpecError(
-            f"The config file {min(plan.file_overrides)!r} is in the job's image, where nothing can be changed. Give"
-            " the values as the config, or as arguments."
-        )
+        refuse_base_image(plan.image, "Vertex AI")
+    refuse_file_overrides(plan, "Vertex AI")
     for name in plan.env:
         _check_variable(name, "The job's environment")
     if not values.boolean(plan.options.get("secrets", False)):
-        _check_secrets(plan)
-
-
-def _check_secrets(plan: RunPlan) -> None:
-    env = {**plan.options.get("env", {}), **plan.env}
-    shown = sorted(name for name, value in env.items() if plan.mask.text(value) != value)
-    for what, texts in (
-        ("spec", texts_in(plan.options.get("spec", {}))),
-        ("run", texts_in(plan.options.get("run", {}))),
-        ("arguments", [*plan.command, *plan.args]),
-    ):
-        shown += [f"its {what}"] if any(plan.mask.text(one) != one for one in texts) else []
-    if shown:
-        raise QueueError(
-            f"The job has secrets ({', '.join(shown)}), and whoever may see custom jobs of the Google Cloud project"
-            " sees a job's environment and arguments. Let the job read them from Secret Manager by its service account,"
-            " and leave them out here. Or the queue's owner allows it: resource_args.vertex.secrets = true."
+        refuse_shown_secrets(
+            plan,
+            {**plan.options.get("env", {}), **plan.env},
+            {option: texts_in(plan.options.get(option, {})) for option in ("spec", "run")},
+            resource="vertex",
+            seen="whoever may see custom jobs of the Google Cloud project sees a job's environment and arguments",
+            instead="Or let the job read them from Secret Manager by its service account.",
         )
 
 
@@ -265,7 +243,7 @@ def _pool(pool: Mapping[str, Any], index: int, plan: RunPlan, folder: str) -> di
     if index == 0 or container.get("imageUri") in images:
         container["imageUri"] = plan.resolved_image or plan.image or "(the job's image)"
         if plan.command:
-            enter = (*_ENTER, plan.working_dir) if plan.working_dir else ()
+            enter = (*ENTER, plan.working_dir) if plan.working_dir else ()
             container["command"] = [*enter, *plan.command]
         if plan.args:
             container["args"] = list(plan.args)

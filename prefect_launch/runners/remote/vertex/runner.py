@@ -25,6 +25,7 @@ from prefect_launch.runners.base import Finding, RunPlan
 from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.option_values import Amount, Quantity
 from prefect_launch.runners.remote.base import RemoteRunner
+from prefect_launch.runners.remote.image_plan import refuse_base_image
 from prefect_launch.runners.remote.job_notes import JobNotes
 from prefect_launch.runners.remote.jobs import LogPart, RemoteJob, RemoteState
 from prefect_launch.runners.remote.vertex import options as vertex_options
@@ -104,7 +105,7 @@ class VertexRunner(RemoteRunner):
 
     @classmethod
     def check_base_image(cls, image: str, options: Mapping[str, Any]) -> None:
-        vertex_options.refuse_base_image(image)
+        refuse_base_image(image, "Vertex AI")
 
     @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:

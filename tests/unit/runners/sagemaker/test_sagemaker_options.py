@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from prefect_launch import create_job, launch_add
+from prefect_launch.client.api import use_api
 from prefect_launch.core.masking import Mask
 from prefect_launch.errors import LaunchError, QueueError, SpecError, UnsafeSpecError
 from prefect_launch.planning.environment import chunked
@@ -20,6 +22,7 @@ from prefect_launch.runners.remote.sagemaker import options as sagemaker_options
 from prefect_launch.runners.remote.sagemaker.request import label_value, role_arn, tag_value, training_job
 from prefect_launch.runners.remote.sagemaker.runner import SageMakerRunner
 from prefect_launch.spec.option_names import normalise_option, normalise_options
+from prefect_launch.testing import InMemoryApi
 from tests.support.queue_config import make_config
 from tests.support.sagemaker import IMAGE, QUEUE, ROLE
 
@@ -29,6 +32,17 @@ def plan_of(tmp_path: Path, options: dict[str, Any] | None = None, **changes: An
     given = {"image": IMAGE, "command": ("python", "train.py"), "labels": {Labels.CLAIM: "c1"}, **changes}
     checked = SageMakerRunner.check_options({**QUEUE, **(options or {})})
     return RunPlan(item_id="item", run_id="run", run_dir=tmp_path, options=checked, **given)
+
+
+def test_job_with_a_base_image_is_refused_before_it_is_queued(tmp_path: Path) -> None:
+    api = InMemoryApi(entity="acme")
+    (tmp_path / "train.py").write_text("print(1)\n")
+    with use_api(api):
+        api.create_run_queue("aws", "sagemaker", config=QUEUE)
+        create_job(str(tmp_path), "code", name="train", entrypoint="python train.py", base_image="python:3.12")
+        with pytest.raises(SpecError, match=r"in the image 'python:3.12' as it is, and SageMaker takes no code"):
+            launch_add(job="train", queue_name="aws")
+        assert list(api.items(queue="aws")) == []
 
 
 def with_resources(**resources: Any) -> dict[str, Any]:

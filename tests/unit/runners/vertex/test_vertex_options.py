@@ -163,9 +163,9 @@ def test_secret_is_refused_unless_the_owner_lets_google_show_it(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"code_dir": Path("/code")}, "takes no code into a container"),
+        ({"code_dir": Path("/code")}, "Vertex AI takes no code into an image that is there"),
         ({"working_dir": "sub"}, "in the folder 'sub', and it has no command"),
-        ({"file_overrides": {"c.yaml": {}}}, "'c.yaml' is in the job's image"),
+        ({"file_overrides": {"c.yaml": {}}}, "changes c.yaml in the job's code"),
         ({"env": {"a-b": "1"}}, "the name of a variable"),
     ],
 )
