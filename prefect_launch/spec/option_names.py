@@ -6,6 +6,7 @@ passed on under its normal name, and `env` as a mapping. The runner reads the va
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -26,16 +27,8 @@ SHORT_NAMES = {
     "w": "workdir",
 }
 
-#: Fields of SageMaker, which may be written as `ResourceConfig` or `resource_config`.
-_OF_SAGEMAKER: Final = (
-    *("algorithm-specification", "checkpoint-config", "debug-hook-config", "debug-rule-configurations"),
-    *("ecr-repo-name", "enable-inter-container-traffic-encryption", "enable-managed-spot-training"),
-    *("enable-network-isolation", "experiment-config", "hyper-parameters", "infra-check-config", "input-data-config"),
-    *("mlflow-config", "model-package-config", "output-data-config", "profiler-config", "profiler-rule-configurations"),
-    *("remote-debug-config", "resource-config", "retry-strategy", "role-arn", "session-chaining-config"),
-    *("stopping-condition", "tensor-board-output-config", "training-job-name", "vpc-config"),
-)
-_NORMAL_NAMES: Final = {**SHORT_NAMES, **{name.replace("-", ""): name for name in _OF_SAGEMAKER}}
+#: Where a word begins in a name such as `ResourceConfig`.
+_WORD_BEGINS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 ENV: Final = "env"
 
@@ -49,13 +42,14 @@ def resource_name(name: str) -> str:
 
 
 def normalise_option(name: object) -> str:
-    """Return the normal name of an option: `"--Shm_Size"` is `"shm-size"`, `"m"` is `"memory"`.
+    """Return the normal name of an option: `"--Shm_Size"` is `"shm-size"`, `"m"` is `"memory"`, and
+    `"ResourceConfig"` is `"resource-config"`.
 
     Raises:
         SpecError: when it is not text, or empty.
     """
     text = plain_name(name)
-    return _NORMAL_NAMES.get(text, text)
+    return SHORT_NAMES.get(text, text)
 
 
 def normalise_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +105,10 @@ def plain_name(name: object) -> str:
     Raises:
         SpecError: when it is not text, or empty.
     """
-    text = name.strip("-").replace("_", "-").lower() if isinstance(name, str) else ""
+    text = name.strip("-") if isinstance(name, str) else ""
+    if text[:1].isupper():
+        text = _WORD_BEGINS.sub("-", text)
+    text = text.replace("_", "-").lower()
     if not text:
         raise SpecError(f"Invalid option name {name!r}: use a name such as 'memory' or 'shm-size'.")
     return text

@@ -236,3 +236,8 @@ def test_each_field_that_botocore_knows_of_is_one_of_the_options_or_the_runners_
     shape = sagemaker_options._model()
     assert set(shape.members) - own == set(sagemaker_options._FIELDS)
     assert {normalise_option(field) for field in sagemaker_options._FIELDS} < SageMakerRunner.options
+
+
+def test_field_that_aws_adds_later_is_known_under_one_name_too() -> None:
+    assert normalise_option("QuantumSpinConfig") == normalise_option("quantum_spin_config") == "quantum-spin-config"
+    assert (normalise_option("--Shm_Size"), normalise_option("apiVersion")) == ("shm-size", "apiversion")
