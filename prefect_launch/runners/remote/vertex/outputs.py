@@ -106,7 +106,13 @@ def _chosen(objects: list[dict[str, Any]], folder: str, selection: Selection) ->
 async def _fetch(client: GoogleClient, path: str, target: Path) -> None:
     await anyio.Path(target.parent).mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name[:100]}.part")
-    async with client.stream(Service.STORAGE, path, alt="media") as response, await anyio.open_file(part, "wb") as file:
-        async for piece in response.aiter_bytes(_PIECE_BYTES):
-            await file.write(piece)
-    await anyio.Path(part).replace(target)
+    try:
+        async with (
+            client.stream(Service.STORAGE, path, alt="media") as response,
+            await anyio.open_file(part, "wb") as file,
+        ):
+            async for piece in response.aiter_bytes(_PIECE_BYTES):
+                await file.write(piece)
+        await anyio.Path(part).replace(target)
+    finally:
+        part.unlink(missing_ok=True)  # Of a download that broke off; at once, also when it is cancelled.

@@ -434,6 +434,21 @@ async def test_object_whose_name_leads_out_of_the_folder_is_left_out(world: Vert
     assert (end.left_out.count, list(plan.output_dir.iterdir())) == (4, [])
 
 
+async def test_download_that_breaks_off_leaves_no_part_of_a_file(world: VertexWorld, cloud: VertexCloud) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"hel"
+        raise httpx.ReadError("connection lost")
+
+    def media(request: httpx.Request) -> httpx.Response | None:
+        return httpx.Response(200, content=broken()) if request.url.params.get("alt") == "media" else None
+
+    runner, plan = world.runner(), world.plan('printf hello > "$LAUNCH_OUTPUT_DIR/file"')
+    cloud.faults.append(media)
+    end = await runner.watch(await started(runner, plan), plan)
+    assert [one for one in end.warnings if "the outputs are not kept" in one]
+    assert list(plan.output_dir.iterdir()) == []
+
+
 async def test_adopted_run_whose_plan_has_no_options_keeps_its_outputs(world: VertexWorld) -> None:
     plan = world.plan('printf hello > "$LAUNCH_OUTPUT_DIR/file"')
     handle = await started(world.runner(), plan)
