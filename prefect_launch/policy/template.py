@@ -218,6 +218,11 @@ def is_whole(value: Any) -> bool:
     return not secret_names(value) and not any(MACRO.search(text) for text in texts_in(value))
 
 
+def with_macros(value: Any, macros: Mapping[str, str]) -> Any:
+    """Return an option's value, which has no template variable, with macros filled in."""
+    return _fill(value, {}, macros)
+
+
 def _fill(value: Any, values: Mapping[str, Any], macros: Mapping[str, str]) -> Any:
     if isinstance(value, Mapping):
         pairs = ((key, _fill(item, values, macros)) for key, item in value.items())

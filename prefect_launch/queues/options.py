@@ -23,11 +23,13 @@ from prefect_launch.policy.limits import (
 )
 from prefect_launch.policy.submitter_options import check_free_places
 from prefect_launch.policy.template import (
+    BUILT_IN,
     QueueConfig,
     check_placeholders,
     is_whole,
     placeholders,
     read_template_variables,
+    with_macros,
 )
 from prefect_launch.runners.base import Runner
 from prefect_launch.runners.registry import runner_class
@@ -89,6 +91,8 @@ _LIMITS: Final = "limits"
 _PIN: Final = "pin"
 #: What it says of the outputs that are kept.
 _OUTPUTS: Final = "outputs"
+#: Stands for the value of a macro: it is a text, a number, a name and an image.
+_SOME_VALUE: Final = "1"
 _BLOCK_NAME: Final = re.compile(r"[a-z0-9-]+")
 
 
@@ -139,14 +143,22 @@ def _mode(given: str | None) -> str:
     return given or "V0"
 
 
-def whole_options(config: QueueConfig) -> dict[str, Any]:
-    """Return a queue's own options that are all there: no variable, macro or secret is filled in later."""
-    return {name: value for name, value in config.resource_args.items() if not placeholders(value) and is_whole(value)}
+def _whole_options(config: QueueConfig) -> dict[str, Any]:
+    """Return a queue's own options of which no variable, secret or macro of an agent's config is filled in later.
+
+    An item's own macros, such as `${image_uri}`, have a text in place of their value, so that the rest is checked.
+    """
+    filled = {
+        name: with_macros(value, dict.fromkeys(BUILT_IN, _SOME_VALUE))
+        for name, value in config.resource_args.items()
+        if not placeholders(value)
+    }
+    return {name: value for name, value in filled.items() if is_whole(value)}
 
 
 def _check_values(config: QueueConfig, runner: type[Runner]) -> None:
     """Check the values of a queue's own options that are all there."""
-    whole = whole_options(config)
+    whole = _whole_options(config)
     try:
         checked = runner.check_options(whole)
         if whole.keys() == config.resource_args.keys():

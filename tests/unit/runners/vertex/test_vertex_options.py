@@ -176,6 +176,22 @@ def test_plan_that_a_container_of_the_service_cannot_run_is_refused(
         VertexRunner(tmp_path).check(plan_of(tmp_path, **changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stagingbuckets": 1}, "Unknown field 'stagingbuckets'"),
+        ({"staging_bucket": "bucket"}, "spec.staging_bucket is 'bucket': it must be a bucket"),
+    ],
+)
+def test_queue_whose_spec_names_the_image_of_its_items_is_checked_when_it_is_made(
+    changes: dict[str, Any], words: str
+) -> None:
+    assert "${image_uri}" in str(make_config("vertex", {"spec": SPEC}).resource_args)
+    with pytest.raises(LaunchError, match=words):
+        make_config("vertex", {"spec": {**SPEC, **changes}})
+    make_config("vertex", {"spec": {**SPEC, "staging_bucket": "${bucket}"}})  # Of an agent's config: known later.
+
+
 def test_job_with_a_base_image_is_refused_before_it_is_queued(tmp_path: Path) -> None:
     api = InMemoryApi(entity="acme")
     (tmp_path / "train.py").write_text("print(1)\n")
