@@ -317,6 +317,7 @@ class Loop:
             self._poll_again()
         elif change.type is StateType.PENDING:
             self._new_items.note_claimed(change.item_id)
+            self._poller.note_claim(change)
         elif change.type is StateType.SCHEDULED:
             if self._running_items.find(change.item_id) is None:
                 self._new_items.note_queued(change)

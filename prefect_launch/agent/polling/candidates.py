@@ -264,6 +264,10 @@ class Candidates:
         """Note that another agent was faster with an item."""
         self._share.note_lost_claim()
 
+    def drop(self, item_id: str) -> None:
+        """Try no more for an item that another agent has claimed."""
+        self._items = deque(item for item in self._items if str(item.id) != item_id)
+
     def forget(self) -> None:
         """Poll anew at the next use: something has come in that may be more urgent."""
         self._items.clear()

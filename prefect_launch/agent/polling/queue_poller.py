@@ -25,7 +25,7 @@ from prefect_launch.queues.author_shares import has, is_over_share, per_author_o
 from prefect_launch.queues.claim import COUNTED, claim, is_over_limit, release_claim
 from prefect_launch.queues.presence import Holder
 from prefect_launch.queues.transitions import retry_until_available
-from prefect_launch.server.values import PAGE, SCHEDULER_FLOW, SWEEPS_WORK_QUEUE, Item, ItemFilter
+from prefect_launch.server.values import PAGE, SCHEDULER_FLOW, SWEEPS_WORK_QUEUE, Item, ItemChange, ItemFilter
 from prefect_launch.spec.item_parameters import author_of, is_scheduler
 
 if TYPE_CHECKING:
@@ -219,6 +219,11 @@ class QueuePoller:
         """Forget what was polled: something new has come in."""
         for candidates in self._candidates.values():
             candidates.forget()
+
+    def note_claim(self, claimed: ItemChange) -> None:
+        """Note that this agent or another has claimed an item."""
+        if claimed.queue in self._candidates:
+            self._candidates[claimed.queue].drop(claimed.item_id)
 
     def note_freed_slot(self, item_id: UUID | str) -> None:
         """Note that an active item has ended: items that waited for its devices or its queue's limit may run now."""

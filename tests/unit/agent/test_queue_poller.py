@@ -14,7 +14,7 @@ from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import NotFoundError, ServerUnavailableError
 from prefect_launch.queues.presence import Holder, Presence
 from prefect_launch.queues.session import Session
-from prefect_launch.server.values import Item
+from prefect_launch.server.values import Item, ItemChange
 from tests.support.bench import QUEUE, RESOURCE, Bench, holder_called
 
 
@@ -116,6 +116,23 @@ async def test_poll_asks_for_four_items_a_free_slot(bench: Bench) -> None:
 
     await Candidates(Watched(), QUEUE, is_limited=lambda: True).next(slots=3, skip=())
     assert asked == [3 * POLL_FACTOR]
+
+
+async def test_item_that_the_stream_tells_another_has_claimed_is_not_tried_for(bench: Bench) -> None:
+    first, second, third = await bench.add(3)
+    poller = await poller_of(bench)
+    assert (await taken_by(poller)).id == first.id
+    await bench.move(second, ItemState.CLAIMED)
+    poller.note_claim(ItemChange(str(second.id), QUEUE, StateType.PENDING))
+    proposed = bench.server.calls["propose"]
+    assert (await taken_by(poller)).id == third.id
+    assert bench.server.calls["propose"] == proposed + 1
+
+
+async def taken_by(poller: QueuePoller) -> Item:
+    item = await poller.pop(QUEUE, slots=3)
+    assert item is not None
+    return item
 
 
 async def test_items_of_one_poll_are_used_for_several_claims(bench: Bench) -> None:
