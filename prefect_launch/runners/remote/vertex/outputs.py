@@ -115,4 +115,5 @@ async def _fetch(client: GoogleClient, path: str, target: Path) -> None:
                 await file.write(piece)
         await anyio.Path(part).replace(target)
     finally:
-        part.unlink(missing_ok=True)  # Of a download that broke off; at once, also when it is cancelled.
+        with anyio.CancelScope(shield=True):
+            await anyio.Path(part).unlink(missing_ok=True)  # Of a download that broke off.
