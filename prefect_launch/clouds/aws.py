@@ -252,8 +252,8 @@ def aws_errors(what: str) -> Iterator[None]:
 
     Raises:
         NoIdentityError: when this machine is nobody at AWS.
-        AgentConfigError: when the identity is refused, has expired, or may not do that.
-        UnreachableError: when AWS gives no answer, fails, or asks for patience.
+        AgentConfigError: when the identity is refused, or may not do that.
+        UnreachableError: when AWS gives no answer, fails, or asks for patience, and when the keys have expired.
         InfrastructureError: for any other refusal.
     """
     from aiohttp import ClientError as BrokenBody  # What aiobotocore lets through of a body that breaks off.
@@ -288,7 +288,7 @@ def _refusal(error: Any, what: str) -> InfrastructureError | AgentConfigError:
     # What follows the first line of a refused signature is the request that was signed, with its session token.
     said = clause(str(error).partition("\n")[0])
     if code in _EXPIRED:
-        return AgentConfigError(
+        return UnreachableError(
             f"The agent's AWS keys have expired: {said}. Renew them ('aws sso login', or the block that clouds.aws"
             " names), or look at this machine's clock."
         )

@@ -106,7 +106,7 @@ async def test_refused_expired_and_throttled_keys_are_told_apart(
     monkeypatch.setattr(aws, "_TRIES", 1)
     for key, code, kind, words in (
         ("AKIAOTHER", "", AgentConfigError, "does not know the agent's keys"),
-        (KEY, "ExpiredToken", AgentConfigError, "have expired"),
+        (KEY, "ExpiredToken", UnreachableError, "have expired"),
         (KEY, "AccessDenied", AgentConfigError, "does not let the agent"),
         (KEY, "Throttling", UnreachableError, "is busy"),
     ):

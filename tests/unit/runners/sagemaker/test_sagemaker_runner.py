@@ -258,6 +258,18 @@ async def test_refusal_says_who_must_act(
     assert not list((world.folder / "home" / "remote" / "sagemaker" / "jobs").iterdir())
 
 
+async def test_job_that_expired_keys_refuse_can_be_submitted_once_they_are_renewed(world: SageMakerWorld) -> None:
+    runner, plan = world.runner(), world.plan(SUCCEED)
+    handle = await runner.create(plan)
+    world.aws.refusal = AwsError("ExpiredTokenException", "The security token included in the request is expired")
+    with pytest.raises(UnreachableError, match="keys have expired"):
+        await runner.start(handle)
+    world.aws.refusal = None
+    await runner.start(handle)
+    assert (await runner.watch(handle, plan)).succeeded
+    assert len(world.aws.jobs) == 1
+
+
 # --- logs ---
 
 
