@@ -133,8 +133,6 @@ class RayRunner(RemoteRunner):
 
     async def _told(self, end: ExitStatus, job: str) -> ExitStatus:
         """Say more of an end without an exit code."""
-        if end.stopped and end.started_at is None:
-            return end
         if end.stopped or end.ended_by_others:
             return stopped_exit(end, await self._cluster.end_of_log(job), has_run=await self._cluster.has_run(job))
         return end.model_copy(update={"error": _HEAD_IS_NEW}) if await self._is_head_new(job) else end

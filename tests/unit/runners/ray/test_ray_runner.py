@@ -320,6 +320,19 @@ async def test_stop_that_an_earlier_life_of_the_agent_asked_for_is_its_own(
     await successor.aclose()
 
 
+async def test_stopped_job_whose_start_ray_does_not_tell_has_the_exit_code_of_its_log(tmp_path: Path) -> None:
+    api, plan = RayApi(), plan_in(tmp_path)
+    runner = api.runner(tmp_path)
+    handle = await submitted(runner, plan)
+    api.jobs[plan.name] |= {"status": "RUNNING", "driver_node_id": NODE}
+    api.logs[plan.name] = marked(plan.name, b"x\n", end="143")
+    await runner.stop(handle, 1.0)
+    api.jobs[plan.name]["start_time"] = None
+    end = await runner.watch(handle, plan)
+    assert (end.stopped, end.exit_code, end.error, end.started_at) == (True, 143, None, None)
+    await runner.aclose()
+
+
 async def test_job_that_somebody_stops_in_ray_is_told_as_that_and_lost(tmp_path: Path) -> None:
     api, plan = RayApi(), plan_in(tmp_path)
     runner = api.runner(tmp_path)
