@@ -32,6 +32,8 @@ async def empty(api: Api, queue: str, slots: int) -> None:
     """Do what `calls_per_item` does, in parallel with other clients."""
     async with api.open() as session:
         poller = QueuePoller(session, [queue], Holder(agent="nobody", instance=uuid4().hex, host="nowhere"))
+        # As an agent does at its start: unread limits count as some, and it would poll more often.
+        await poller.read_limits()
         on_their_way: set[asyncio.Task[UUID]] = set()
         while True:
             found = await poller.next(slots=slots - len(on_their_way), skip=())
