@@ -83,7 +83,7 @@ class Loop:
         self._unreachable_at_start: set[str] = set()
         self._may_have_claims = False
         self._scheduler_sought_at = float("-inf")
-        self._new_items = NewItems(agent.poller.fleet, self._poll_again)
+        self._new_items = NewItems(agent.poller.fleet, self._poll_for)
 
     async def run(self) -> None:
         """Run until a stop is requested, until empty, or until the time is up; its runs continue."""
@@ -325,6 +325,10 @@ class Loop:
             self._stops.on_event(running_item)
         else:
             self._orphaned.on_event(change.item_id)
+
+    def _poll_for(self, queued: ItemChange) -> None:
+        self._poller.note_queued(queued)
+        self._agent.wake.set()
 
     def _poll_again(self) -> None:
         self._poller.poll_again()

@@ -295,8 +295,13 @@ class ItemChange(NamedTuple):
         item_id: of the item; empty: the stream is open.
         queue: the item's.
         type: of the new state.
+        work_queue: name of the item's; empty: not told.
+        is_new: the item was made just now, as `Queued`. It waits behind the others of its work queue, unless it was
+            moved with its place in line, before the server has called it `Late`.
     """
 
     item_id: str = ""
     queue: str = ""
     type: StateType | None = None
+    work_queue: str = ""
+    is_new: bool = False

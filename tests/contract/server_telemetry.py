@@ -11,6 +11,7 @@ import anyio
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.items import RESULT
 from prefect_launch.server.values import Item, ItemChange, LogRecord, State
+from prefect_launch.spec.scheduling import Priority
 from tests.contract.server_place import Place, draft, make_place
 
 #: An event takes about 40 ms; a loaded machine gets its time.
@@ -137,7 +138,7 @@ class TelemetryContract:
 
     async def test_item_queued_once_the_watch_is_open_is_reported(self, place: Place) -> None:
         watch = await _open(place)
-        items = [await place.add(), await place.add()]
+        items = [await place.add(), await place.add(priority=Priority.HIGH)]
         items += await place.server.create_items(place.deployment_id, [draft(), draft()])
         assert await _changes(watch, until=items[-1]) == [_change(item, place) for item in items]
 
@@ -148,7 +149,7 @@ class TelemetryContract:
         await place.move(first, ItemState.QUEUED, ItemState.CANCELLING)
         last = await place.add()
         told = (StateType.SCHEDULED, StateType.PENDING, StateType.CANCELLING, StateType.SCHEDULED)
-        changes = [_change(first, place, one) for one in told]
+        changes = [_change(first, place, one, is_new=number == 0) for number, one in enumerate(told)]
         assert await _changes(watch, until=last) == [*changes, _change(last, place)]
 
     async def test_only_items_of_the_pools_asked_for_are_reported(self, place: Place) -> None:
@@ -199,8 +200,8 @@ def _record(message: str, timestamp: datetime, level: int = 20) -> LogRecord:
     return LogRecord(message=message, timestamp=timestamp, level=level)
 
 
-def _change(item: Item, place: Place, state: StateType = StateType.SCHEDULED) -> ItemChange:
-    return ItemChange(str(item.id), place.pool, state)
+def _change(item: Item, place: Place, state: StateType = StateType.SCHEDULED, *, is_new: bool = True) -> ItemChange:
+    return ItemChange(str(item.id), place.pool, state, item.work_queue_name or "", is_new)
 
 
 async def _open(*places: Place) -> AsyncIterator[ItemChange]:

@@ -2,9 +2,11 @@
 
 A poll asks for four times the free slots. An agent that is alone takes items first in, first out. On a queue without
 limits it asks for at least sixteen, and may claim them for two seconds, so that a busy agent polls once for many items.
-Whatever changes the order meanwhile (a new item, one that is moved, put back or due) is an event, or known by its time,
-and ends that. An item that has left the queue, which no event tells, is refused at the claim, or found to have ended
-there (`prefect_launch.queues.claim`). A queue that is paused may give what was polled before.
+Whatever changes the order meanwhile (a new item of another priority, one that is put back or due) is an event, or known
+by its time, and ends that. A new item of the least urgent priority among those left waits behind them; one that was
+moved and keeps its place in line may come as late as the window is long. An item that has left the queue, which no
+event tells, is refused at the claim, or found to have ended there (`prefect_launch.queues.claim`). A queue that is
+paused may give what was polled before.
 
 Several agents share what waits (`prefect_launch.agent.polling.share`): each asks for as many times more, and takes its
 own items first. The older a candidate is, the likelier another agent has it: one older than the window is not used. The
@@ -272,6 +274,18 @@ class Candidates:
         """Poll anew at the next use: something has come in that may be more urgent."""
         self._items.clear()
         self._polled_at = float("-inf")
+        self._pager.changed()
+
+    def note_new(self, work_queue: str) -> None:
+        """Note an item that was made just now; poll for it at once if it may come before what is left of the last poll.
+
+        Args:
+            work_queue: its work queue; empty: not known.
+        """
+        if self._is_limited() or not self._items or self._items[-1].work_queue_name != work_queue:
+            self.forget()
+            return
+        self._was_all = False
         self._pager.changed()
 
     def note_freed_slot(self) -> None:

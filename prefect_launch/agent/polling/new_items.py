@@ -26,10 +26,10 @@ class NewItems:
 
     Args:
         fleet: the agents of the queues.
-        poll: makes this agent poll, if it has a free slot.
+        poll: makes this agent poll for the item, if it has a free slot.
     """
 
-    def __init__(self, fleet: Fleet, poll: Callable[[], None]) -> None:
+    def __init__(self, fleet: Fleet, poll: Callable[[ItemChange], None]) -> None:
         self._fleet = fleet
         self._poll = poll
         self._unclaimed: set[str] = set()
@@ -38,16 +38,16 @@ class NewItems:
         """Note that an item waits; poll at once, or in turn, and again if nobody has claimed it then."""
         turn = self._fleet.turn(change.queue, change.item_id)
         if turn == 0:
-            self._poll()
+            self._poll(change)
         self._unclaimed.add(change.item_id)
         pause = SECOND_POLL_SECONDS + min(turn * TURN_SECONDS, _LAST_TURN_SECONDS)
-        asyncio.get_running_loop().call_later(pause, self._poll_if_unclaimed, change.item_id)
+        asyncio.get_running_loop().call_later(pause, self._poll_if_unclaimed, change)
 
     def note_claimed(self, item_id: str) -> None:
         """Note that this agent or another has claimed an item."""
         self._unclaimed.discard(item_id)
 
-    def _poll_if_unclaimed(self, item_id: str) -> None:
-        if item_id in self._unclaimed:
-            self._unclaimed.discard(item_id)
-            self._poll()
+    def _poll_if_unclaimed(self, change: ItemChange) -> None:
+        if change.item_id in self._unclaimed:
+            self._unclaimed.discard(change.item_id)
+            self._poll(change)

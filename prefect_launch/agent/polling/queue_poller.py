@@ -220,6 +220,13 @@ class QueuePoller:
         for candidates in self._candidates.values():
             candidates.forget()
 
+    def note_queued(self, queued: ItemChange) -> None:
+        """Note that an item waits: forget what was polled, unless the item comes behind all of that."""
+        if queued.is_new and queued.queue in self._candidates:
+            self._candidates[queued.queue].note_new(queued.work_queue)
+        else:
+            self.poll_again()
+
     def note_claim(self, claimed: ItemChange) -> None:
         """Note that this agent or another has claimed an item."""
         if claimed.queue in self._candidates:

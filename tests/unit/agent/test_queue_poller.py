@@ -14,7 +14,7 @@ from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import NotFoundError, ServerUnavailableError
 from prefect_launch.queues.presence import Holder, Presence
 from prefect_launch.queues.session import Session
-from prefect_launch.server.values import Item, ItemChange
+from prefect_launch.server.values import Item, ItemChange, State
 from tests.support.bench import QUEUE, RESOURCE, Bench, holder_called
 
 
@@ -127,6 +127,65 @@ async def test_item_that_the_stream_tells_another_has_claimed_is_not_tried_for(b
     proposed = bench.server.calls["propose"]
     assert (await taken_by(poller)).id == third.id
     assert bench.server.calls["propose"] == proposed + 1
+
+
+def queued(item: Item, *, is_new: bool = True) -> ItemChange:
+    return ItemChange(str(item.id), QUEUE, StateType.SCHEDULED, item.work_queue_name or "", is_new)
+
+
+async def test_new_items_behind_those_of_the_last_poll_cost_no_poll_each_and_come_next(bench: Bench) -> None:
+    items = await bench.add(3)
+    poller, taken = await poller_of(bench), list[UUID]()
+    for _ in range(2):
+        taken.append((await taken_by(poller)).id)
+        items += await bench.add()
+        poller.note_queued(queued(items[-1]))
+    assert bench.server.calls["poll"] == 1
+    taken += [(await taken_by(poller)).id for _ in range(3)]
+    assert taken == [item.id for item in items]
+    assert bench.server.calls["poll"] == 2
+
+
+async def test_new_item_of_another_priority_is_polled_for_at_once(bench: Bench) -> None:
+    await bench.add(3)
+    poller = await poller_of(bench)
+    await taken_by(poller)
+    (urgent,) = await bench.add(priority="high")
+    poller.note_queued(queued(urgent))
+    assert (await taken_by(poller)).id == urgent.id
+
+
+async def test_new_item_is_polled_for_when_less_urgent_ones_are_left_of_the_last_poll(bench: Bench) -> None:
+    await bench.add(2)
+    await bench.add(priority="low")
+    poller = await poller_of(bench)
+    await taken_by(poller)
+    (new,) = await bench.add()
+    poller.note_queued(queued(new))
+    found = [(await taken_by(poller)).id for _ in range(2)]
+    assert found[1] == new.id
+
+
+async def test_item_that_is_put_back_with_its_place_in_line_is_polled_for_at_once(bench: Bench) -> None:
+    first, *_ = await bench.add(3)
+    poller = await poller_of(bench)
+    await taken_by(poller)
+    due = first.next_scheduled_start_time
+    assert due is not None
+    details = {"scheduled_time": due.isoformat()}
+    await bench.server.propose(first.id, State.of(ItemState.QUEUED).model_copy(update={"state_details": details}))
+    poller.note_queued(queued(first, is_new=False))
+    assert (await taken_by(poller)).id == first.id
+
+
+async def test_new_item_is_polled_for_at_once_on_a_queue_with_a_limit(bench: Bench) -> None:
+    await asyncio.to_thread(bench.api.update_run_queue, QUEUE, concurrency_limit=9)
+    await bench.add(3)
+    poller = await poller_of(bench)
+    await taken_by(poller)
+    poller.note_queued(queued(*await bench.add()))
+    await taken_by(poller)
+    assert bench.server.calls["poll"] == 2
 
 
 async def taken_by(poller: QueuePoller) -> Item:

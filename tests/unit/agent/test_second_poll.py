@@ -1,4 +1,4 @@
-"""Second poll after an event: for an item that the first came too early for, and for no other."""
+"""Polls after events: none for an item behind those that are known; a second one when the first came too early."""
 
 from __future__ import annotations
 
@@ -39,6 +39,20 @@ async def test_item_that_the_first_poll_shows_costs_no_second_one(
         # Timers fire in the order of their times: that of a second poll would have, once this one has.
         await asyncio.sleep(2 * SECOND_SECONDS)
         assert bench.server.calls["poll"] == before + 1
+
+
+async def test_busy_agent_polls_far_less_than_once_for_each_item_that_is_added_meanwhile(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect_launch.agent.polling.candidates.ALONE_SECONDS", LONG_SECONDS)
+    items = await bench.add(16)
+    async with bench.running(bench.agent(poll_seconds=LONG_SECONDS, max_jobs=1)):
+        for number in range(16):
+            await bench.until(items[number], StateType.COMPLETED)
+            items += await bench.add()
+        await bench.until(items[-1], StateType.COMPLETED)
+        # One for the first sixteen, one for the others, and a few for those that came last, when none was left.
+        assert bench.server.calls["poll"] <= 6
 
 
 async def test_item_that_no_poll_shows_yet_is_asked_for_a_second_time(
