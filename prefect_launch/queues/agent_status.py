@@ -18,12 +18,12 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prefect_launch.core.states import ACTIVE, ItemState, StateType
+from prefect_launch.core.states import ACTIVE, ItemState
 from prefect_launch.core.validation import clean_json
 from prefect_launch.errors import LaunchError, unknown_name
 from prefect_launch.queues.presence import Presence, read_presences
 from prefect_launch.server.protocol import Server
-from prefect_launch.server.values import Item, Worker
+from prefect_launch.server.values import END_OF_TIME, Item, Worker
 from prefect_launch.spec.item_parameters import is_scheduler
 
 TAG: Final = "launch-agent"
@@ -294,7 +294,7 @@ async def queue_activity(server: Server, queues: Iterable[str]) -> list[QueueAct
 
 async def _activity(server: Server, queue: str) -> QueueActivity:
     waiting, active, submitted, workers = await asyncio.gather(
-        server.count_items(pool=queue, state_types=[StateType.SCHEDULED]),
+        server.count_due(queue, before=END_OF_TIME),
         server.count_items(pool=queue, state_types=sorted(ACTIVE)),
         server.count_items(pool=queue, state_names=[ItemState.SUBMITTED.label]),
         server.list_workers(queue),

@@ -25,12 +25,10 @@ from prefect_launch.queues.author_shares import count_waiting, has, per_author_o
 from prefect_launch.queues.predecessors import Predecessors, read_predecessors
 from prefect_launch.queues.sweep_status import read_sweep_status, sweep_of
 from prefect_launch.server.protocol import Server
-from prefect_launch.server.values import JOB_FLOW, PAGE, Item, ItemFilter, PriorityQueue
+from prefect_launch.server.values import END_OF_TIME, JOB_FLOW, PAGE, Item, ItemFilter, PriorityQueue
 from prefect_launch.spec.item_parameters import author_of, is_scheduler
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
     from prefect_launch.queues.session import Session
 
 
@@ -527,18 +525,19 @@ async def read_past(server: Server, queue: str, tags: tuple[str, ...]) -> Past |
     return None
 
 
-async def _count_ahead(server: Server, item: Item, **line: Unpack[ItemFilter]) -> int:
+async def _count_ahead(server: Server, item: Item, *, pool: str, queue: str | None, due_before: datetime) -> int:
     """Count what waits in a line, with the item; of a short line, without what predecessors or sweeps hold."""
-    line["state_types"] = [StateType.SCHEDULED]
-    count = await server.count_items(**line)
+    count = await server.count_due(pool, before=due_before, queues=[queue] if queue else ())
     if not 0 < count <= _LOOKED_AT:
         return count
-    others = [one for one in await server.list_items(**line, limit=_LOOKED_AT) if one.id != item.id]
+    line = ItemFilter(pool=pool, queue=queue, due_before=due_before, state_types=[StateType.SCHEDULED])
+    listed = await server.list_items(**line, limit=_LOOKED_AT)
+    others = [one for one in listed if one.id != item.id]
     held = {one for one, found in (await read_predecessors(server, others)).items() if found.waits_for}
     for sweep in {found for one in others if (found := sweep_of(one)) is not None}:
         if (await read_sweep_status(server, sweep)).held:
             held |= {one.id for one in others if sweep_of(one) == sweep}
-    return count - len(held)
+    return len(listed) - len(held)
 
 
 async def _read_place(
@@ -547,9 +546,8 @@ async def _read_place(
     rank = next((one.priority or 0 for one in queue.priorities if one.name == item.work_queue_name), 0)
     above = [one.name for one in queue.priorities if (one.priority or 0) < rank]
     due = item.next_scheduled_start_time or queue.now
-    waiting = [StateType.SCHEDULED]
     in_all, own, *urgent = await asyncio.gather(
-        server.count_items(pool=queue.queue, state_types=waiting),
+        server.count_due(queue.queue, before=END_OF_TIME),
         _count_ahead(server, item, pool=queue.queue, queue=item.work_queue_name, due_before=due),
         *(_count_ahead(server, item, pool=queue.queue, queue=name, due_before=max(due, queue.now)) for name in above),
     )

@@ -6,7 +6,7 @@ Only the fields that we read; whatever else a server version sends is ignored.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from datetime import datetime
+from datetime import datetime, timezone
 from enum import Enum
 from typing import Any, Final, NamedTuple, TypedDict
 from uuid import UUID
@@ -33,6 +33,8 @@ SWEEPS_WORK_QUEUE: Final = "sweeps"
 MOVED: Final = "Moved"
 #: Name of the state that the server itself gives to what has waited for a while after it was due.
 LATE: Final = "Late"
+#: No item is due later: what is due by then is all that waits.
+END_OF_TIME: Final = datetime(9000, 1, 1, tzinfo=timezone.utc)
 
 
 class _Value(BaseModel):

@@ -10,7 +10,7 @@ import pytest
 
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ItemGoneError, SpecError
-from prefect_launch.server.values import MOVED, ItemFilter, State
+from prefect_launch.server.values import END_OF_TIME, MOVED, ItemFilter, State
 from prefect_launch.spec.scheduling import Priority
 from tests.contract.server_place import Place, draft
 
@@ -277,6 +277,24 @@ class ItemContract:
         assert await place.server.count_due(place.pool, before=now, queues=["high", "critical"]) == 1
         assert await place.server.count_due(place.pool, before=LATER) == 4
         assert await place.server.count_due("elsewhere", before=LATER) == 0
+
+    async def test_all_that_waits_counts_the_same_by_its_due_time_as_by_its_state(self, place: Place) -> None:
+        for priority in (Priority.HIGH, Priority.LOW, Priority.LOW):
+            await place.add(priority=priority)
+        for name in ("Scheduled", "AwaitingRetry"):
+            later = State(type=StateType.SCHEDULED, name=name, state_details={"scheduled_time": LATER.isoformat()})
+            await place.server.propose((await place.add()).id, later)
+        back = await place.add()
+        await place.move(back, ItemState.CLAIMED, ItemState.RUNNING, ItemState.QUEUED)
+        await place.server.create_item(await place.deploy("sweeps", flow="launch-sweep"), draft())
+        for state in (ItemState.CLAIMED, ItemState.CANCELLED):
+            await place.move(await place.add(), state)
+        await place.server.update_pool(place.pool, is_paused=True)
+        waiting = [StateType.SCHEDULED]
+        assert await place.server.count_items(pool=place.pool, state_types=waiting) == 7
+        assert await place.server.count_due(place.pool, before=END_OF_TIME) == 7
+        assert await place.server.count_items(pool=place.pool, queue="low", state_types=waiting) == 2
+        assert await place.server.count_due(place.pool, before=END_OF_TIME, queues=["low"]) == 2
 
     async def test_items_are_listed_that_were_first_due_since_a_time(self, place: Place) -> None:
         await place.add("first")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -17,6 +18,7 @@ from prefect_launch.agent.polling.queue_poller import QueuePoller
 from prefect_launch.cli.main import app
 from prefect_launch.client.api import use_api
 from prefect_launch.client.launch_add import alaunch_add
+from prefect_launch.core.states import StateType
 from prefect_launch.queues.session import Session
 from prefect_launch.testing.server_store import StoredItem
 from tests.support.bench import QUEUE, RESOURCE, Bench, holder_called
@@ -93,3 +95,28 @@ async def test_call_makes_as_many_requests_beside_ten_thousand_items_as_beside_a
         requests.append(Counter(bench.server.calls) - before)
     assert requests[0] == requests[1]
     assert requests[0]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(_command("item", "show", "{last}"), id="item show with place"),
+        pytest.param(_command("queue", "show", QUEUE), id="queue show"),
+    ],
+)
+async def test_what_waits_is_counted_by_its_due_time_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[[Bench, UUID], Awaitable[None]]
+) -> None:
+    bench = Bench(tmp_path)
+    last = await _fill(bench, SHALLOW)
+    server, counted = type(bench.server), list[StateType]()
+    count_items = server.count_items
+
+    async def count(self: Any, **wanted: Any) -> int:
+        counted.extend(wanted.get("state_types") or ())
+        return await count_items(self, **wanted)
+
+    monkeypatch.setattr(server, "count_items", count)
+    await call(bench, last)
+    assert StateType.SCHEDULED not in counted
+    assert bench.server.calls["count_due"] > 0
