@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 from uuid import UUID
 
-from prefect_launch.core.states import StateType
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import OperatorError, QueueError, ServerUnavailableError
 from prefect_launch.server.http import (
     CONNECT_TIMEOUT_SECONDS,
@@ -131,13 +131,13 @@ class EventCalls(Calls):
 
 def _change_in(event: Event) -> ItemChange:
     pool, work_queue = (event.resource_in_role.get(role) for role in ("work-pool", "work-queue"))
-    was = event.payload.get("intended", {}).get("from", "")
+    was = event.payload.get("intended", {}).get("from", "unknown")
     return ItemChange(
         event.resource.id.removeprefix(_ITEM_RESOURCE),
         (pool.name if pool else None) or "",
         StateType(event.resource["prefect.state-type"]),
         (work_queue.name if work_queue else None) or "",
-        ItemChange.is_in_order(was, event.resource.get("prefect.state-name")),
+        was is None and event.resource.get("prefect.state-name") == ItemState.QUEUED.label,
     )
 
 

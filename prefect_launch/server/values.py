@@ -31,8 +31,6 @@ ITEM_FLOWS: Final = (JOB_FLOW, SCHEDULER_FLOW)
 SWEEPS_WORK_QUEUE: Final = "sweeps"
 #: Name of the `Cancelled` state of an item that was moved: another item has taken its place.
 MOVED: Final = "Moved"
-#: Name of the state that the server itself gives to what has waited for a while after it was due.
-LATE: Final = "Late"
 #: No item is due later: what is due by then is all that waits.
 END_OF_TIME: Final = datetime(9000, 1, 1, tzinfo=timezone.utc)
 
@@ -300,17 +298,12 @@ class ItemChange(NamedTuple):
         queue: the item's.
         type: of the new state.
         work_queue: name of the item's; empty: not told.
-        keeps_order: the others of its work queue that are due wait before it, or as they did: the item was made just
-            now, as `Queued`, or has become `Late`. One that was moved with its place in line tells nothing of that.
+        is_new: the item was made just now, as `Queued`. It waits behind the others of its work queue, unless it was
+            moved with its place in line.
     """
 
     item_id: str = ""
     queue: str = ""
     type: StateType | None = None
     work_queue: str = ""
-    keeps_order: bool = False
-
-    @staticmethod
-    def is_in_order(was: StateType | str | None, name: str | None) -> bool:
-        """Whether a change to a waiting state of this name, from one of that type, leaves the order as it was."""
-        return (was, name) in ((None, ItemState.QUEUED.label), (StateType.SCHEDULED, LATE))
+    is_new: bool = False

@@ -25,7 +25,7 @@ import anyio.lowlevel
 from prefect.utilities.schema_tools.validation import ValidationError, is_valid_schema, validate
 from prefect.utilities.templating import find_placeholders
 
-from prefect_launch.core.states import StateType
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.validation import check_server_json
 from prefect_launch.errors import QueueError, ServerUnavailableError, SpecError
 from prefect_launch.server.values import Deployment, Item, ItemChange, LogRecord, Pool, PriorityQueue, State, Worker
@@ -131,7 +131,6 @@ class Store:
     def notify(self, item: Item, *, pools: bool) -> None:
         """Notify those who watch the item, or a tag of it; with `pools`, those who watch its pool, too."""
         stored = self.pool_of(item)
-        was = next(iter(self.items[item.id].history[-2:-1]), None)
         for watcher in list(self.watchers):
             of_pool = pools and stored is not None and stored.pool.id in watcher.pool_ids
             is_named = watcher.tag in item.tags or item.id in watcher.item_ids
@@ -142,7 +141,7 @@ class Store:
                         item.work_pool_name or "",
                         item.state_type,
                         item.work_queue_name or "",
-                        ItemChange.is_in_order(was.type if was else None, item.state_name),
+                        is_new=len(self.items[item.id].history) == 1 and item.state_name == ItemState.QUEUED.label,
                     )
                 )
             elif is_named and item.state_type in watcher.state_types:

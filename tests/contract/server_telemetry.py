@@ -149,20 +149,8 @@ class TelemetryContract:
         await place.move(first, ItemState.QUEUED, ItemState.CANCELLING)
         last = await place.add()
         told = (StateType.SCHEDULED, StateType.PENDING, StateType.CANCELLING, StateType.SCHEDULED)
-        changes = [_change(first, place, one, keeps_order=number == 0) for number, one in enumerate(told)]
+        changes = [_change(first, place, one, is_new=number == 0) for number, one in enumerate(told)]
         assert await _changes(watch, until=last) == [*changes, _change(last, place)]
-
-    async def test_change_that_puts_a_waiting_item_before_no_other_says_so(self, place: Place) -> None:
-        watch = await _open(place)
-        item = await place.add()
-        due = (await place.read(item)).next_scheduled_start_time
-        assert due is not None
-        details = {"scheduled_time": due.isoformat()}
-        for name in ("Late", "Scheduled"):
-            await place.server.propose(item.id, State(type=StateType.SCHEDULED, name=name, state_details=details))
-        last = await place.add(state=State(type=StateType.SCHEDULED, name="Late", state_details=details))
-        told = [_change(item, place, keeps_order=keeps) for keeps in (True, True, False)]
-        assert await _changes(watch, until=last) == [*told, _change(last, place, keeps_order=False)]
 
     async def test_only_items_of_the_pools_asked_for_are_reported(self, place: Place) -> None:
         other = await make_place(place.server, f"{place.pool}-2")
@@ -212,10 +200,8 @@ def _record(message: str, timestamp: datetime, level: int = 20) -> LogRecord:
     return LogRecord(message=message, timestamp=timestamp, level=level)
 
 
-def _change(
-    item: Item, place: Place, state: StateType = StateType.SCHEDULED, *, keeps_order: bool = True
-) -> ItemChange:
-    return ItemChange(str(item.id), place.pool, state, item.work_queue_name or "", keeps_order)
+def _change(item: Item, place: Place, state: StateType = StateType.SCHEDULED, *, is_new: bool = True) -> ItemChange:
+    return ItemChange(str(item.id), place.pool, state, item.work_queue_name or "", is_new)
 
 
 async def _open(*places: Place) -> AsyncIterator[ItemChange]:

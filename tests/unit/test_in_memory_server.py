@@ -55,7 +55,7 @@ async def test_item_queued_between_the_watch_and_its_first_step_is_reported() ->
     item = await place.add()
     assert [await anext(watch), await anext(watch)] == [
         ItemChange(),
-        ItemChange(str(item.id), "gpu", StateType.SCHEDULED, "default", keeps_order=True),
+        ItemChange(str(item.id), "gpu", StateType.SCHEDULED, "default", is_new=True),
     ]
 
 

@@ -277,7 +277,7 @@ class Candidates:
         self._pager.changed()
 
     def note_new(self, work_queue: str) -> None:
-        """Note an item that waits behind the others of its work queue; poll at once if it may precede what is left.
+        """Note an item that was made just now; poll for it at once if it may come before what is left of the last poll.
 
         Args:
             work_queue: its work queue; empty: not known.

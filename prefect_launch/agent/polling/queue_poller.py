@@ -222,7 +222,7 @@ class QueuePoller:
 
     def note_queued(self, queued: ItemChange) -> None:
         """Note that an item waits: forget what was polled, unless the item comes behind all of that."""
-        if queued.keeps_order and queued.queue in self._candidates:
+        if queued.is_new and queued.queue in self._candidates:
             self._candidates[queued.queue].note_new(queued.work_queue)
         else:
             self.poll_again()

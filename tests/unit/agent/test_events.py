@@ -35,7 +35,7 @@ async def test_items_that_are_queued_are_heard_of(bench: Bench) -> None:
     try:
         await _until_heard(heard, ItemChange())
         (item,) = await bench.add()
-        await _until_heard(heard, ItemChange(str(item.id), QUEUE, StateType.SCHEDULED, "default", keeps_order=True))
+        await _until_heard(heard, ItemChange(str(item.id), QUEUE, StateType.SCHEDULED, "default", is_new=True))
     finally:
         listening.cancel()
 
@@ -52,7 +52,7 @@ async def test_listening_goes_on_after_the_server_was_away(bench: Bench) -> None
         bench.server.up()
         await _until_heard(heard, ItemChange())
         (item,) = await bench.add()
-        await _until_heard(heard, ItemChange(str(item.id), QUEUE, StateType.SCHEDULED, "default", keeps_order=True))
+        await _until_heard(heard, ItemChange(str(item.id), QUEUE, StateType.SCHEDULED, "default", is_new=True))
     finally:
         listening.cancel()
 

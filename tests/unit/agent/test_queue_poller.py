@@ -129,8 +129,8 @@ async def test_item_that_the_stream_tells_another_has_claimed_is_not_tried_for(b
     assert bench.server.calls["propose"] == proposed + 1
 
 
-def queued(item: Item, *, keeps_order: bool = True) -> ItemChange:
-    return ItemChange(str(item.id), QUEUE, StateType.SCHEDULED, item.work_queue_name or "", keeps_order)
+def queued(item: Item, *, is_new: bool = True) -> ItemChange:
+    return ItemChange(str(item.id), QUEUE, StateType.SCHEDULED, item.work_queue_name or "", is_new)
 
 
 async def test_new_items_behind_those_of_the_last_poll_cost_no_poll_each_and_come_next(bench: Bench) -> None:
@@ -174,7 +174,7 @@ async def test_item_that_is_put_back_with_its_place_in_line_is_polled_for_at_onc
     assert due is not None
     details = {"scheduled_time": due.isoformat()}
     await bench.server.propose(first.id, State.of(ItemState.QUEUED).model_copy(update={"state_details": details}))
-    poller.note_queued(queued(first, keeps_order=False))
+    poller.note_queued(queued(first, is_new=False))
     assert (await taken_by(poller)).id == first.id
 
 
