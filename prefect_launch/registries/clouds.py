@@ -102,7 +102,8 @@ async def _exchange_azure_token(host: str, token: str) -> Credentials:
     """Exchange Azure's own token for one that a registry takes as a password."""
     form = {"grant_type": "access_token", "service": host, "access_token": token}
     try:
-        async with httpx.AsyncClient(timeout=_AZURE_SECONDS) as http:
+        verify = await anyio.to_thread.run_sync(httpx.create_ssl_context)
+        async with httpx.AsyncClient(timeout=_AZURE_SECONDS, verify=verify) as http:
             answer = await http.post(f"https://{host}/oauth2/exchange", data=form)
         if answer.status_code in (401, 403):
             raise RegistryError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import ssl
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,20 @@ async def test_service_account_of_the_config_is_impersonated_at_googles_registry
 async def test_token_of_azure_is_exchanged_for_a_password_of_the_registry(cloud: FakeCloud) -> None:
     assert await Keychain().credentials_for(ACR) == ("00000000-0000-0000-0000-000000000000", f"for-{ACR}")
     assert cloud.asked == [f"azure:token as {CLIENT}", f"azure:exchange of-{CLIENT} at {ACR}"]
+
+
+@pytest.mark.usefixtures("azure_app", "cloud")
+async def test_certificates_for_azure_are_loaded_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    load, seen = ssl.SSLContext.load_verify_locations, []
+
+    def note(context: ssl.SSLContext, *args: Any, **kwargs: Any) -> None:
+        seen.append(threading.current_thread())
+        load(context, *args, **kwargs)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", note)
+    await Keychain().credentials_for(ACR)
+    assert seen
+    assert threading.main_thread() not in seen
 
 
 @pytest.mark.usefixtures("aws_user", "azure_app", "google_key")
