@@ -253,7 +253,7 @@ def aws_errors(what: str) -> Iterator[None]:
     Raises:
         NoIdentityError: when this machine is nobody at AWS.
         AgentConfigError: when the identity is refused, or may not do that.
-        UnreachableError: when AWS gives no answer, fails, or asks for patience, and when the keys have expired.
+        UnreachableError: when AWS gives no answer, fails, asks for patience, and when the keys or login have expired.
         InfrastructureError: for any other refusal.
     """
     from aiohttp import ClientError as BrokenBody  # What aiobotocore lets through of a body that breaks off.
@@ -275,6 +275,17 @@ def aws_errors(what: str) -> Iterator[None]:
         ) from error
     except botocore.ClientError as error:
         raise _refusal(error, what) from error
+    except (
+        botocore.CredentialRetrievalError,
+        getattr(botocore, "LoginError", botocore.SSOError),  # Of 'aws login', which older ones do not have.
+        botocore.RefreshWithMFAUnsupportedError,
+        botocore.SSOError,
+        botocore.TokenRetrievalError,
+    ) as error:
+        raise UnreachableError(
+            f"The agent's AWS login has expired, or gives no keys: {clause(error)}. Log in again on the agent's machine"
+            " ('aws sso login', with the profile of clouds.aws), or correct its ~/.aws/config."
+        ) from error
     except botocore.BotoCoreError as error:
         raise AgentConfigError(
             f"AWS cannot be asked for {what}: {clause(error)}. Correct 'clouds.aws' in the agent's config, or this"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore import exceptions
 
 from prefect_launch.clouds import aws
 from prefect_launch.clouds.aws import AwsAccount, aws_errors
@@ -115,6 +116,43 @@ async def test_refused_expired_and_throttled_keys_are_told_apart(
         with pytest.raises(kind, match=words) as caught:
             await found.identity()
         assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("login", "said"),
+    [
+        (
+            {
+                **{"sso_start_url": "https://nobody.example", "sso_region": REGION},
+                **{"sso_account_id": ACCOUNT, "sso_role_name": "launch"},
+            },
+            "Error loading SSO Token",
+        ),
+        ({"credential_process": "false"}, "custom-process"),
+    ],
+    ids=["sso", "process"],
+)
+async def test_login_that_is_over_is_no_fault_of_the_item(
+    cloud: FakeCloud, tmp_path: Path, login: dict[str, str], said: str
+) -> None:
+    log_in(tmp_path, "training", region=REGION, **login)
+
+    with pytest.raises(UnreachableError, match=rf"login has expired, or gives no keys: .*{said}.*'aws sso login'"):
+        await account(profile="training").identity()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        exceptions.UnauthorizedSSOTokenError(),
+        exceptions.TokenRetrievalError(provider="sso", error_msg="Token has expired and refresh failed"),
+        exceptions.RefreshWithMFAUnsupportedError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_every_kind_of_login_that_is_over_says_to_log_in_again(error: Exception) -> None:
+    with pytest.raises(UnreachableError, match="Log in again on the agent's machine"), aws_errors("a training job"):
+        raise error
 
 
 async def test_session_token_in_what_aws_says_of_a_signature_is_not_told() -> None:
