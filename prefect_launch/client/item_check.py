@@ -400,8 +400,10 @@ def _check_options(spec: LaunchSpec, queue: CachedQueue, job: Job | None) -> Non
     image = spec.image or (job.image if job else None)
     macros = item_macros(spec, item_id=spec.run_id or "", image=image, queue=queue.name)
     options = merged_options(queue.config, spec, queue.name, macros=macros, secrets={})
-    if job is not None and job.base_image:
-        runner_class(queue.config.resource).check_base_image(job.base_image, options)
+    if job is not None and job.kind is not SourceKind.IMAGE:
+        runner = runner_class(queue.config.resource)
+        if base := job.base_image or runner.own_image(options):
+            runner.check_base_image(base, options)
     arguments_of(spec, job)
     variables_of_inputs(spec, job, queue.config, queue.name)
 

@@ -112,6 +112,8 @@ _NUMBERS: Final = frozenset(
 _COUNT: Final = Quantity(values.integer)
 #: What a queue's limits bound, by the names of the fields that say it.
 QUANTITIES: Final = {"instance-count": _COUNT, "max-runtime-in-seconds": _COUNT, "volume-size-in-gb": _COUNT}
+#: As a queue of W&B Launch may name the image of its items.
+_ITEMS_IMAGE: Final = "${image_uri}"
 #: What SageMaker lets a job run that does not say it.
 _DEFAULT_RUNTIME: Final = 86_400
 
@@ -174,6 +176,8 @@ def fill_rule(option: str, keys: Keys, text: str) -> FillRule:
     if field in ("ResourceConfig", "StoppingCondition", "CheckpointConfig", "InputDataConfig"):
         # An instance's type is a price, and a bucket somebody's data: the owner lists those that may be had.
         return FillRule.ANY if keys and keys[-1] in _NUMBERS else FillRule.OWNER
+    if keys == ("TrainingImage",) and text == _ITEMS_IMAGE:
+        return FillRule.ANY
     return FillRule.ANY if option in SUBMITTER_OPTIONS else FillRule.OWNER
 
 
@@ -203,9 +207,9 @@ def set_inside(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def own_image(options: Mapping[str, Any]) -> str | None:
-    """Return the image that the options name."""
+    """Return the image that the options name; not one that a macro names."""
     image: str | None = read_fields(options).get("AlgorithmSpecification", {}).get("TrainingImage")
-    return image
+    return None if image is None or "${" in image else image
 
 
 # --- botocore's own validation ---

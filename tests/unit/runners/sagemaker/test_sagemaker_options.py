@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,24 @@ def test_job_with_a_base_image_is_refused_before_it_is_queued(tmp_path: Path) ->
         with pytest.raises(SpecError, match=r"in the image 'python:3.12' as it is, and SageMaker takes no code"):
             launch_add(job="train", queue_name="aws")
         assert list(api.items(queue="aws")) == []
+
+
+@pytest.mark.parametrize(("image", "is_queued"), [("team/train:1", False), ("${image_uri}", True)])
+def test_job_of_code_is_refused_where_the_queue_names_an_image_of_its_own(
+    tmp_path: Path, image: str, is_queued: bool
+) -> None:
+    api = InMemoryApi(entity="acme")
+    algorithm = {"TrainingImage": image, "TrainingInputMode": "File"}
+    (tmp_path / "train.py").write_text("print(1)\n")
+    with use_api(api):
+        api.create_run_queue("aws", "sagemaker", config={**QUEUE, "AlgorithmSpecification": algorithm})
+        create_job(str(tmp_path), "code", name="train", entrypoint="python train.py")
+        refusal = pytest.raises(SpecError, match=r"in the image 'team/train:1' as it is, and SageMaker takes no code")
+        with nullcontext() if is_queued else refusal:
+            launch_add(job="train", queue_name="aws")
+        launch_add(docker_image="other:2", queue_name="aws")
+        assert len(list(api.items(queue="aws"))) == 1 + is_queued
+    assert SageMakerRunner.own_image({"algorithm-specification": algorithm}) == (None if is_queued else image)
 
 
 def with_resources(**resources: Any) -> dict[str, Any]:
