@@ -212,8 +212,8 @@ def _check_installed() -> None:
         import aiobotocore  # noqa: F401
     except ImportError:
         raise AgentConfigError(
-            "AWS needs the package aiobotocore, which is not installed here. Run 'pip install"
-            " prefect-launch[sagemaker]'."
+            "AWS needs its client aiobotocore, which is not installed here. Install it with: pip install"
+            " 'prefect-launch[sagemaker]'."
         ) from None
 
 

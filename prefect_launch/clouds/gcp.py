@@ -127,8 +127,8 @@ def _token_of(settings: GcpSettings, block: dict[str, Any]) -> _Token:
         from google.auth.transport.requests import Request
     except ImportError:
         raise AgentConfigError(
-            "Google Cloud needs the package google-auth, which is not installed here. Run 'pip install"
-            " prefect-launch[vertex]'."
+            "Google Cloud needs its client google-auth, which is not installed here. Install it with: pip install"
+            " 'prefect-launch[vertex]'."
         ) from None
     try:
         source, project = _source(settings, block)

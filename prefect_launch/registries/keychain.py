@@ -197,7 +197,7 @@ class Keychain:
         cloud = cloud_of(host)
         own = ""
         if cloud is not None:
-            extra = "" if cloud.is_installed else f" and 'pip install prefect-launch[{cloud.extra}]'"
+            extra = "" if cloud.is_installed else f" and pip install 'prefect-launch[{cloud.extra}]'"
             own = f" Or let this machine have an identity that {cloud.title} knows{extra}."
         return (
             f"Name a DockerRegistryCredentials block under 'registries' in the config"

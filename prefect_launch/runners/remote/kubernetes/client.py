@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from prefect_launch.errors import InfrastructureError, LaunchError, UnreachableError, clause
+from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchError, UnreachableError, clause
 from prefect_launch.runners.remote.kubernetes.errors import Answer, LoginError, NotThereError, error_of
 from prefect_launch.runners.remote.kubernetes.login import Login, load_login
 
@@ -176,6 +176,8 @@ class KubernetesClient:
                 break
             except _MayPassError as error:
                 await asyncio.sleep(error.pause)
+            except AgentConfigError:
+                raise  # Where the client is not installed, neither is what `_unread` names.
             except _unread() as error:
                 if pause is None or isinstance(error, asyncio.TimeoutError):
                     raise self._away(request.what, error) from error

@@ -80,7 +80,8 @@ def _load(context: str) -> Login:
         from kubernetes_asyncio.client import Configuration
     except ImportError:
         raise AgentConfigError(
-            "The resource kubernetes needs its client. Install it with: pip install 'prefect-launch[kubernetes]'."
+            "Kubernetes needs its client kubernetes-asyncio, which is not installed here. Install it with: pip install"
+            " 'prefect-launch[kubernetes]'."
         ) from None
     configuration = Configuration()
     # Each log that is followed is a connection of its own: the package's 100 would be all taken by logs.
