@@ -125,6 +125,7 @@ def _token_of(settings: GcpSettings, block: dict[str, Any]) -> _Token:
     try:
         from google.auth import exceptions
         from google.auth.transport.requests import Request
+        from google.oauth2.credentials import Credentials as UserLogin
     except ImportError:
         raise AgentConfigError(
             "Google Cloud needs its client google-auth, which is not installed here. Install it with: pip install"
@@ -151,6 +152,11 @@ def _token_of(settings: GcpSettings, block: dict[str, Any]) -> _Token:
             raise AgentConfigError(
                 f"Google does not let the agent be {settings.service_account!r}: {said}. Give its own identity the role"
                 " roles/iam.serviceAccountTokenCreator on that service account."
+            ) from error
+        if isinstance(error, exceptions.RefreshError) and isinstance(source, UserLogin):
+            raise UnreachableError(
+                f"The agent's Google login has expired: {said}. Log in again on the agent's machine ('gcloud auth"
+                " application-default login')."
             ) from error
         raise AgentConfigError(f"Google refuses the agent's identity: {said}. {_NEXT_STEP}.") from error
     who = settings.service_account or getattr(found, "service_account_email", None) or getattr(found, "account", None)

@@ -93,6 +93,20 @@ async def test_refused_account_is_reported_without_its_key(cloud: FakeCloud) -> 
     assert key["private_key"] not in str(caught.value)
 
 
+async def test_login_of_a_user_that_is_over_is_no_fault_of_the_item(
+    cloud: FakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    login = {"type": "authorized_user", "client_id": "gcloud", "client_secret": "-", "refresh_token": "old"}
+    (tmp_path / "login.json").write_text(json.dumps(login))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "login.json"))
+    monkeypatch.setattr("google.oauth2.credentials._GOOGLE_OAUTH2_TOKEN_ENDPOINT", f"{cloud.url}/token")
+    revoked = {"error": "invalid_grant", "error_description": "Token has been expired or revoked."}
+    cloud.faults = [web.json_response(revoked, status=400)]
+
+    with pytest.raises(UnreachableError, match=r"login has expired.*Token has been expired.*'gcloud auth application"):
+        await account().token()
+
+
 async def test_google_that_is_busy_or_away_is_told_apart_from_a_refusal(cloud: FakeCloud) -> None:
     cloud.faults = [web.json_response({"error": "try later"}, status=503) for _ in range(3)]
     for address in (cloud.url, "http://127.0.0.1:1"):
