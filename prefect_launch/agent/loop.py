@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Mapping
-from datetime import datetime, timezone
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -245,12 +245,29 @@ class Loop:
             lambda: settle_orphans(context, self._config.queues, holder, held, left.unreachable),
         )
         # Also when something could not be seen: its items are this life's to settle, once it can be.
-        await retry_until_available("forget this agent's earlier lives", self._delete_earlier_presences)
+        lives = await retry_until_available("show the other agents", lambda: read_presences(self._server))
+        await retry_until_available("forget this agent's earlier lives", lambda: self._delete_earlier_presences(lives))
+        self._say_who_shares(lives)
 
-    async def _delete_earlier_presences(self) -> None:
+    def _say_who_shares(self, lives: Iterable[Presence]) -> None:
+        """Say once that others take items of the queues: the server does not tell whether its database is slow then."""
+        holder, queues = self._agent.holder, set(self._config.queues)
+        since = datetime.now(timezone.utc) - timedelta(seconds=self._agent.context.lost_seconds)
+        living = (one for one in lives if not (one.has_left or one.holder.is_earlier_life_of(holder)))
+        shared = {one.holder.agent: queues.intersection(one.queues) for one in living if one.at >= since}
+        others = sorted(name for name, common in shared.items() if common)
+        if others:
+            log.info(
+                "shared-queue: other agents take items of %s too: %s. With a server on SQLite, one agent with a larger"
+                " max_jobs is faster than several; with PostgreSQL, start as many as you need.",
+                ", ".join(sorted(set().union(*shared.values()))),
+                ", ".join(others),
+            )
+
+    async def _delete_earlier_presences(self, lives: Iterable[Presence]) -> None:
         """Delete the presence of earlier lives: all that they held is this one's, or settled."""
         holder = self._agent.holder
-        for presence in await read_presences(self._server):
+        for presence in lives:
             if presence.holder.instance != holder.instance and presence.holder.is_earlier_life_of(holder):
                 await end_drain_request(self._server, self._config.name, [presence.holder.instance])
                 await delete_presence(self._server, presence.holder.instance)
