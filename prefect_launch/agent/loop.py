@@ -260,7 +260,7 @@ class Loop:
             log.info(
                 "shared-queue: other agents take items of %s too: %s. With a server on SQLite, one agent with a larger"
                 " max_jobs is faster than several; with PostgreSQL, start as many as you need.",
-                ", ".join(sorted(set().union(*shared.values()))),
+                ", ".join(sorted({queue for common in shared.values() for queue in common})),
                 ", ".join(others),
             )
 

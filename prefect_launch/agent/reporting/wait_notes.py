@@ -96,7 +96,9 @@ class WaitReasonLogger:
             if not _has_waited(one.item, facts.now):
                 continue
             cause = seen[one.item.id] = explain_wait(one).cause
-            before = self._noted[queue].get(one.item.id) or await self._noted_before(one.item)
+            before = self._noted[queue].get(one.item.id)
+            if before is None and cause is not WaitCause.NOT_DUE:  # which gets no line, so nothing is to be looked up
+                before = await self._noted_before(one.item)
             # A change must last: in a busy queue, slots and limits are free for a moment again and again.
             lasts = before is None or self._seen[queue].get(one.item.id) is cause
             if cause is not before and cause is not WaitCause.NOT_DUE and lasts:
