@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime, timedelta, timezone
 from uuid import UUID
 
 import pytest
@@ -14,7 +15,7 @@ from prefect_launch.core.states import ItemState
 from prefect_launch.queues.agent_status import AgentStatus, post_status
 from prefect_launch.queues.presence import Presence
 from prefect_launch.queues.wait_reason import WaitCause, WaitReason, why_waiting
-from prefect_launch.server.values import Item, LogRecord
+from prefect_launch.server.values import Item, LogRecord, State
 from prefect_launch.testing import Script
 from tests.support.bench import QUEUE, Bench, eventually, holder_called
 from tests.support.devices import agent_of, running, wants
@@ -171,3 +172,23 @@ async def test_item_that_waits_for_gpus_says_what_the_agent_has_and_who_holds_it
         await WaitReasonLogger(session, [QUEUE]).check(QUEUE)
     (line,) = await lines(bench, waits)
     assert line.startswith("Waits (devices): No agent has the devices free that it asks for.")
+
+
+async def test_items_that_are_due_later_cost_no_look_at_their_logs(bench: Bench) -> None:
+    later = await bench.add(2)
+    due = datetime.now(timezone.utc) + timedelta(hours=1)
+    for item in later:
+        await bench.move(item, ItemState.CLAIMED)
+        planned = State.of(ItemState.QUEUED).model_copy(update={"state_details": {"scheduled_time": due.isoformat()}})
+        await bench.server.propose(item.id, planned)
+    calls: list[str] = []
+
+    async def count(method: str) -> None:
+        calls.append(method)
+
+    async with wait_notes(bench) as logger:
+        bench.server.before_call = count
+        for _ in range(3):
+            await logger.check(QUEUE)
+    assert "list_waiting" in calls
+    assert "read_logs" not in calls
