@@ -336,12 +336,20 @@ class Loop:
             self._new_items.note_claimed(change.item_id)
             self._poller.note_claim(change)
         elif change.type is StateType.SCHEDULED:
-            if self._running_items.find(change.item_id) is None:
+            if (running_item := self._running_items.find(change.item_id)) is None:
                 self._new_items.note_queued(change)
+            elif not change.is_new:  # A new one is claimed since: its event comes late.
+                self._note_put_back(running_item)
         elif (running_item := self._running_items.find(change.item_id)) is not None:
             self._stops.on_event(running_item)
         else:
             self._orphaned.on_event(change.item_id)
+
+    def _note_put_back(self, running_item: RunningItem) -> None:
+        """Note that an active item is in its queue again: poll for it once it is not active here any more."""
+        running_item.goes_back = True
+        if not running_item.is_ending:
+            self._stops.on_put_back(running_item)
 
     def _poll_for(self, queued: ItemChange) -> None:
         self._poller.note_queued(queued)

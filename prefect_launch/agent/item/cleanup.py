@@ -99,7 +99,7 @@ class AttemptCleanup:
         except ItemGoneError:
             log.warning("%s gone %s", self._running.id, outcome.message)
             return outcome
-        self._running.goes_back = ended.state.type is StateType.SCHEDULED
+        self._running.goes_back |= ended.state.type is StateType.SCHEDULED
         return ended
 
     def _for_users(self, outcome: Outcome) -> Outcome:

@@ -1,7 +1,8 @@
 """Cancellation requests: for active items, and for items that no agent has.
 
 An event reports a request, and a read confirms it: the server sends an event before it commits, and may not commit. A
-regular check finds requests that no event has reported.
+regular check finds requests that no event has reported. An event that says that somebody else has put an active item
+back into its queue is confirmed likewise, and the run here stopped (`prefect_launch.agent.item.ownership`).
 
 The server itself ends an item that is cancelled while it waits, unless the item has infrastructure on record from an
 earlier run, such as an item that was put back in the UI. Any agent of the queue ends such an orphaned item.
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 from uuid import UUID, uuid5
 
 import anyio
 
+from prefect_launch.agent.item.ownership import check_ownership
 from prefect_launch.agent.item.running_items import RunningItem, RunningItems
 from prefect_launch.agent.polling.events import WakeEvent
 from prefect_launch.core.states import ItemState, StateType
@@ -52,9 +54,16 @@ class CancellationWatcher:
         self._confirming = OwnedTasks()
 
     def on_event(self, running_item: RunningItem) -> None:
-        """Note that an event names an active item; returns at once."""
-        confirm = partial(self._read_until_it_stops, running_item)
-        self._confirming.start(f"confirming a stop of {running_item.id}", confirm)
+        """Note an event that says that an active item is asked to stop; returns at once."""
+        self._confirm("a stop", running_item, partial(self._stop_if_asked, running_item))
+
+    def on_put_back(self, running_item: RunningItem) -> None:
+        """Note an event that says that somebody else has put an active item back; returns at once."""
+        self._confirm("a put-back", running_item, partial(check_ownership, self._server, [running_item]))
+
+    def _confirm(self, what: str, running_item: RunningItem, check: Callable[[], Awaitable[None]]) -> None:
+        confirm = partial(_check_until_it_stops, running_item, check)
+        self._confirming.start(f"confirming {what} of {running_item.id}", confirm)
 
     def check_soon(self) -> None:
         """Check all active items soon: events may have been missed."""
@@ -92,18 +101,21 @@ class CancellationWatcher:
             if sweep in cancelled:
                 _stop(running_item)
 
-    async def _read_until_it_stops(self, running_item: RunningItem) -> None:
-        try:
-            for pause in CONFIRM_PAUSES_SECONDS:
-                await anyio.sleep(pause)
-                if running_item.stop.is_set() or running_item.ended.is_set():
-                    return
-                item = await self._server.read_item(running_item.id)
-                if item is not None and item.state_type in _STOPPING:
-                    _stop(running_item)
-                    return
-        except LaunchError as error:
-            log.debug("%s request to stop not confirmed: %s", running_item.id, error)
+    async def _stop_if_asked(self, running_item: RunningItem) -> None:
+        item = await self._server.read_item(running_item.id)
+        if item is not None and item.state_type in _STOPPING:
+            _stop(running_item)
+
+
+async def _check_until_it_stops(running_item: RunningItem, check: Callable[[], Awaitable[None]]) -> None:
+    try:
+        for pause in CONFIRM_PAUSES_SECONDS:
+            await anyio.sleep(pause)
+            if running_item.stop.is_set() or running_item.ended.is_set():
+                return
+            await check()
+    except LaunchError as error:
+        log.debug("%s event not confirmed: %s", running_item.id, error)
 
 
 def _stop(running_item: RunningItem) -> None:
