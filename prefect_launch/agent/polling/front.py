@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Final
 
@@ -30,6 +31,21 @@ PAGE: Final = 200
 SLOW_SECONDS: Final = 0.1
 #: For how long a bound is used, and no page is asked for after one that was not full: the server was slow otherwise.
 BOUND_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A due time up to which enough items are due.
+
+    Attributes:
+        due: the due time.
+        polled_at: when the poll that showed it began, on the monotonic clock.
+        order: names of the work queues then, the most urgent first.
+    """
+
+    due: datetime
+    polled_at: float
+    order: tuple[str, ...]
 
 
 class Front:
@@ -46,9 +62,7 @@ class Front:
         self._is_deep = False
         self._not_full_at = float("-inf")
         self._empty_at = float("-inf")
-        self._bound: datetime | None = None
-        self._bound_at = float("-inf")
-        self._order: tuple[str, ...] = ()
+        self._bound: _Bound | None = None
 
     async def poll(self, limit: int, before: datetime) -> list[Item]:
         """Return the first items that are due by then.
@@ -65,13 +79,16 @@ class Front:
         is_slow = time.monotonic() - begun > SLOW_SECONDS
         self._empty_at = begun if is_slow and not found else float("-inf")
         self._is_deep = is_slow and len(found) == asked and begun - self._not_full_at > BOUND_SECONDS
-        now = datetime.now(timezone.utc)
-        due = [each for item in found if (each := item.next_scheduled_start_time) is not None and each <= now]
-        self._bound = due[-1] if self._is_deep and asked == PAGE and due else None
-        if self._bound is not None:
-            self._bound_at = begun
-            self._order = tuple(queue.name for queue in await self._server.list_queues(self._queue))
+        self._bound = await self._bound_of(found, begun) if self._is_deep and asked == PAGE else None
         return found[:limit]
+
+    async def _bound_of(self, page: Sequence[Item], polled_at: float) -> _Bound | None:
+        now = datetime.now(timezone.utc)
+        due = [each for item in page if (each := item.next_scheduled_start_time) is not None and each <= now]
+        if not due:
+            return None
+        order = tuple(queue.name for queue in await self._server.list_queues(self._queue))
+        return _Bound(due[-1], polled_at, order)
 
     async def within_bound(self, limit: int) -> list[Item] | None:
         """Return the first items that are due; `None` when only a poll of all that is due tells.
@@ -79,18 +96,19 @@ class Front:
         Raises:
             ServerUnavailableError: when the server does not answer.
         """
-        if self._bound is None or 2 * limit > PAGE or time.monotonic() - self._bound_at > BOUND_SECONDS:
+        bound = self._bound
+        if bound is None or 2 * limit > PAGE or time.monotonic() - bound.polled_at > BOUND_SECONDS:
             return None
-        found = await self._server.poll(self._queue, limit=limit, before=self._bound)
-        if len(found) < limit or await self._may_hide_more_urgent(found):
+        found = await self._server.poll(self._queue, limit=limit, before=bound.due)
+        if len(found) < limit or await self._may_hide_more_urgent(found, bound.order):
             return None
         return found
 
-    async def _may_hide_more_urgent(self, found: Sequence[Item]) -> bool:
+    async def _may_hide_more_urgent(self, found: Sequence[Item], order: tuple[str, ...]) -> bool:
         last = found[-1].work_queue_name
-        if last not in self._order:
+        if last not in order:
             return True
-        above = self._order[: self._order.index(last)]
+        above = order[: order.index(last)]
         if not above:
             return False
         waiting = await self._server.count_due(self._queue, before=datetime.now(timezone.utc), queues=above)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from hashlib import blake2b
 from itertools import groupby
 from typing import Final
@@ -33,28 +33,30 @@ class Fleet:
 
     def __init__(self, instance: str = "") -> None:
         self._instance = instance
-        self._others: tuple[Presence, ...] = ()
+        self._others: dict[str, set[str]] = {}
 
     def note(self, others: Iterable[Presence]) -> None:
         """Note the other lives that are online, as they were last seen."""
-        self._others = tuple(others)
+        self._others = {}
+        for life in others:
+            for queue in life.queues if life.holder.instance != self._instance else ():
+                self._others.setdefault(queue, set()).add(life.holder.instance)
 
     def size(self, queue: str) -> int:
         """Return how many agents take items of a queue."""
-        return len(self._of(queue))
+        return 1 + len(self._of(queue))
 
     def is_first(self, queue: str) -> bool:
         """Whether this agent does what one agent of a queue does for all."""
-        return self._instance == min(self._of(queue))
+        return all(self._instance < other for other in self._of(queue))
 
     def turn(self, queue: str, item_id: str) -> int:
         """Return how many agents come before this one for an item of a queue: none, when it is its owner."""
         rank = _rank(self._instance, item_id)
         return sum(_rank(life, item_id) > rank for life in self._of(queue))
 
-    def _of(self, queue: str) -> set[str]:
-        others = (life.holder.instance for life in self._others if queue in life.queues)
-        return {self._instance, *others}
+    def _of(self, queue: str) -> Collection[str]:
+        return self._others.get(queue, ())
 
 
 class Share:
@@ -103,10 +105,11 @@ class Share:
             self._own = {item.id for item in found if self._fleet.turn(self._queue, str(item.id)) == 0}
         ordered: list[Item] = []
         for _, group in groupby(found, key=lambda item: item.work_queue_id):
-            of_group = list(group)
-            rest = [item for item in of_group if item.id not in self._own]
+            own, rest = list[Item](), list[Item]()
+            for item in group:
+                (own if item.id in self._own else rest).append(item)
             random.shuffle(rest)
-            ordered += [item for item in of_group if item.id in self._own] + rest
+            ordered += own + rest
         return ordered
 
 

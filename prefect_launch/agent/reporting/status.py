@@ -13,7 +13,7 @@ import math
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from uuid import UUID
 
 import anyio
@@ -35,9 +35,6 @@ from prefect_launch.queues.presence import Presence, delete_presence, write_pres
 from prefect_launch.server.event_stream import follow
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
-
-if TYPE_CHECKING:
-    from prefect_launch.server.protocol import Server
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +78,9 @@ async def send_heartbeats(server: Server, presence: Presence, items: Callable[[]
         await anyio.sleep(WORKER_SECONDS)
 
 
-#: The shortest time between two notices, and between those of an agent whose status changes all the time.
+#: The shortest time between two notices, and how many times longer it gets while the status changes all the time.
 WRITE_SECONDS: Final = 4.0
-_LONGEST_WRITES: Final = 4
+_MOST_TIMES_LONGER: Final = 4
 #: From one look at what the runs use to the next: it changes all the time.
 USAGE_SECONDS: Final = 15.0
 #: Not at once: what it says is no hurry, and while an item starts the server has better to do.
@@ -133,7 +130,7 @@ class Reporter:
 
     async def post(self) -> None:
         """Post its status whenever it has changed; never returns."""
-        posted, due, usage_due, writes = None, 0.0, 0.0, 1
+        posted, due, usage_due, times_longer = None, 0.0, 0.0, 1
         while True:
             if time.monotonic() >= usage_due:
                 self._usage = {one.id: one.usage for one in self._agent.running_items.entries}
@@ -141,11 +138,12 @@ class Reporter:
             now = self.current_status()
             if now != posted and time.monotonic() >= due:
                 # It had changed again before the last pause was over: the next one is longer.
-                writes = min(2 * writes, _LONGEST_WRITES) if time.monotonic() < due + 2 * _CHECK_SECONDS else 1
+                changes_on = time.monotonic() < due + 2 * _CHECK_SECONDS
+                times_longer = min(2 * times_longer, _MOST_TIMES_LONGER) if changes_on else 1
                 with unless_away(log, "status not posted"):
                     await post_status(self._server, now)
                     posted = now
-                due = time.monotonic() + writes * WRITE_SECONDS
+                due = time.monotonic() + times_longer * WRITE_SECONDS
             await anyio.sleep(_CHECK_SECONDS)
 
     async def read_drain_request(self) -> None:
