@@ -30,6 +30,8 @@ def connected(*, verbose: bool = False) -> Api:
 # Log lines of commands: our own on standard error; Prefect's only with `verbose`.
 
 _OURS: Final = ("prefect_launch", "prefect.launch")
+#: Clients of clouds: they log a traceback of what they raise besides, and this package tells.
+_TOLD: Final = ("aiobotocore", "azure", "botocore", "google.auth")
 
 
 def set_up(level: int, *, form: str, verbose: bool = False, file: Path | None = None) -> None:
@@ -49,6 +51,8 @@ def set_up(level: int, *, form: str, verbose: bool = False, file: Path | None = 
     if not verbose:
         for console in [each for each in root.handlers if isinstance(each, PrefectConsoleHandler)]:
             root.removeHandler(console)
+        for name in _TOLD:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     handler.setFormatter(logging.Formatter(form, datefmt="%H:%M:%S%z"))
     for name in _OURS:
         logger = logging.getLogger(name)

@@ -1,9 +1,9 @@
 """AWS account: clients of AWS's services as the identity that the agent's operator chose.
 
 The identity is that of a profile, of an `AwsCredentials` block, or what the AWS client finds on the machine; or a role
-that this one assumes. Keys that expire are renewed by the client itself, also in one that is open for days. A block is
-read anew every five minutes. The endpoints are AWS's, unless AWS's own settings say otherwise (`AWS_ENDPOINT_URL`,
-`AWS_ENDPOINT_URL_S3`, `endpoint_url` of a profile).
+that this one assumes. Keys that expire are renewed by the client itself, also in one that is open for days. Those that
+are only written down, in a block or in a file of the machine, are read anew every five minutes. The endpoints are
+AWS's, unless AWS's own settings say otherwise (`AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_S3`, `endpoint_url` of a profile).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CONNECT_SECONDS: Final = 10.0
 _READ_SECONDS: Final = 60.0
 _TRIES: Final = 4
 #: The client renews what expires sooner than a quarter of an hour.
-_BLOCK_LIFE: Final = timedelta(minutes=20)
+_KEYS_LIFE: Final = timedelta(minutes=20)
 #: Codes of AWS's refusals that the identity itself causes, in all services.
 _WRONG_KEYS: Final = frozenset(
     {
@@ -94,6 +94,7 @@ class AwsAccount:
         """
         found = (await self._open()).get_config_variable("region")
         if not found:
+            self._session = None  # The next one reads the machine's files anew.
             raise AgentConfigError(
                 "AWS needs a region, and nothing names one. Set clouds.aws.region in the agent's config, such as"
                 " eu-west-1, or AWS_DEFAULT_REGION."
@@ -142,21 +143,20 @@ class AwsAccount:
         return self._session
 
     async def _make_session(self, region: str | None) -> Any:
-        from aiobotocore.credentials import AioDeferredRefreshableCredentials
+        from aiobotocore.credentials import AioDeferredRefreshableCredentials, AioRefreshableCredentials
 
         block = await self._block()
-        session = self._new_session(block)
-        if block.get("aws_access_key_id"):
-            of_block = AioDeferredRefreshableCredentials(self._keys_of_block, method="block")
-            session.register_component("credential_provider", _Provider(of_block))
+        session, found = self._new_session(block), await self._find_keys(block)
+        if not isinstance(found, AioRefreshableCredentials):
+            kept = AioDeferredRefreshableCredentials(self._keys_now, method="read-again")
+            session.register_component("credential_provider", _Provider(kept))
         role = self.settings.role_arn or block.get("assume_role_arn")
         if not role:
             return session
-        source = await session.get_credentials()
-        if source is None:
+        if found is None:
             raise AgentConfigError(_nobody(f"and only somebody can assume the role {role!r}"))
         given = {} if self.settings.role_arn else block.get("assume_role_kwargs") or {}
-        assuming = self._new_session(block)
+        source, assuming = await session.get_credentials(), self._new_session(block)
         assuming.register_component("credential_provider", _Provider(_assumed(session, source, role, given, region)))
         return assuming
 
@@ -187,13 +187,26 @@ class AwsAccount:
                 )
         return found
 
-    async def _keys_of_block(self) -> dict[str, str | None]:
-        found = await self._block()
+    async def _find_keys(self, block: Mapping[str, Any]) -> Any:
+        """Return the credentials that a block has, or else this machine now; None: it is nobody."""
+        session = self._new_session(block)
+        if block.get("aws_access_key_id"):
+            names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+            session.set_credentials(*map(block.get, names))
+        return await session.get_credentials()
+
+    async def _keys_now(self) -> dict[str, str | None]:
+        from botocore.exceptions import NoCredentialsError
+
+        found = await self._find_keys(await self._block())
+        if found is None:
+            raise NoCredentialsError
+        keys = await found.get_frozen_credentials()
         return {
-            "access_key": found["aws_access_key_id"],
-            "secret_key": found["aws_secret_access_key"],
-            "token": found.get("aws_session_token"),
-            "expiry_time": (datetime.now(timezone.utc) + _BLOCK_LIFE).isoformat(),
+            "access_key": keys.access_key,
+            "secret_key": keys.secret_key,
+            "token": keys.token,
+            "expiry_time": (datetime.now(timezone.utc) + _KEYS_LIFE).isoformat(),
         }
 
 

@@ -67,6 +67,10 @@ class GcpAccount:
         """
         return (await self._current()).token
 
+    def forget_token(self) -> None:
+        """Let the next token be another one, as after a login: Google takes the kept one no more."""
+        self._kept = None
+
     async def identity(self) -> str:
         """Return who the agent is at Google Cloud.
 

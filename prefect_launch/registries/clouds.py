@@ -94,7 +94,12 @@ def _azure_token(host: str) -> str | None:
             ) from error
         # The client says the same of a missing identity and of one that does not answer. Some registries let anybody
         # read.
-        _logger.warning("This machine has no Azure identity for the registry %s: %s", host, error.message)
+        _logger.warning(
+            "This machine has no Azure identity for the registry %s: %s. Log in with 'az login', set AZURE_CLIENT_ID,"
+            " AZURE_TENANT_ID and AZURE_CLIENT_SECRET, or name a block under 'registries' in the config.",
+            *(host, clause(error.message.partition("\n")[0])),
+        )
+        _logger.debug("%s", error.message)
         return None
 
 

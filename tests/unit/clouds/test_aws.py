@@ -72,7 +72,7 @@ async def test_open_client_gets_new_keys_of_its_role_before_they_expire(cloud: F
 async def test_open_client_uses_the_keys_that_its_block_has_now(
     cloud: FakeCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aws, "_BLOCK_LIFE", timedelta(minutes=5))
+    monkeypatch.setattr(aws, "_KEYS_LIFE", timedelta(minutes=5))
     cloud.keys["AKIANEW"] = "arn:aws:iam::123456789012:user/new"
     block = dict(BLOCK)
     async with account(block, credentials="mine").client("sts") as client:
@@ -81,6 +81,30 @@ async def test_open_client_uses_the_keys_that_its_block_has_now(
         second = await client.get_caller_identity()
 
     assert (first["Arn"], second["Arn"]) == (USER, "arn:aws:iam::123456789012:user/new")
+
+
+async def test_open_client_uses_the_keys_that_its_profile_has_now(
+    cloud: FakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aws, "_KEYS_LIFE", timedelta(minutes=5))
+    cloud.keys["AKIANEW"] = "arn:aws:iam::123456789012:user/new"
+    log_in(tmp_path, "training", aws_access_key_id=KEY, aws_secret_access_key=SECRET, region=REGION)
+    async with account(profile="training").client("sts") as client:
+        first = await client.get_caller_identity()
+        log_in(tmp_path, "training", aws_access_key_id="AKIANEW", aws_secret_access_key=SECRET, region=REGION)
+        second = await client.get_caller_identity()
+
+    assert (first["Arn"], second["Arn"]) == (USER, "arn:aws:iam::123456789012:user/new")
+
+
+async def test_client_that_nobody_has_opened_is_somebodys_after_a_login(cloud: FakeCloud, tmp_path: Path) -> None:
+    async with account(region=REGION).client("sts") as client:
+        with pytest.raises(NoIdentityError), aws_errors("who the agent is"):
+            await client.get_caller_identity()
+        log_in(tmp_path, "default", aws_access_key_id=KEY, aws_secret_access_key=SECRET)
+        found = await client.get_caller_identity()
+
+    assert found["Arn"] == USER
 
 
 async def test_role_of_a_block_is_assumed_with_the_blocks_parameters(cloud: FakeCloud) -> None:
@@ -173,6 +197,15 @@ async def test_missing_profile_is_named(cloud: FakeCloud) -> None:
 async def test_missing_region_is_reported(cloud: FakeCloud) -> None:
     with pytest.raises(AgentConfigError, match=r"clouds\.aws\.region"):
         await account({**BLOCK, "region_name": None}, credentials="mine").identity()
+
+
+async def test_region_that_is_written_down_later_is_found(cloud: FakeCloud, tmp_path: Path) -> None:
+    found = account()
+    with pytest.raises(AgentConfigError):
+        await found.identity()
+    log_in(tmp_path, "default", aws_access_key_id=KEY, aws_secret_access_key=SECRET, region=REGION)
+
+    assert (await found.identity(), await found.region()) == (USER, REGION)
 
 
 @pytest.mark.parametrize(

@@ -224,9 +224,16 @@ class GoogleClient:
 
     def _checked(self, service: Service, answer: Answer, *, is_busy: bool) -> Answer:
         where = self.address(service)
-        if answer.code in (401, 403):
+        if answer.code == 401:
+            self.account.forget_token()
             raise UnreachableError(
-                f"Google does not let this agent in at {where} (HTTP {answer.code}): {answer.reason}. Its account"
+                f"Google does not take the agent's login at {where} (HTTP 401): {answer.reason}. Log in again on the"
+                " agent's machine ('gcloud auth application-default login'), or correct what clouds.gcp in its config"
+                " names."
+            )
+        if answer.code == 403:
+            raise UnreachableError(
+                f"Google does not let this agent in at {where} (HTTP 403): {answer.reason}. Its account"
                 f" needs {_RIGHTS[service]}: clouds.gcp in the agent's config says who it is."
             )
         if is_busy or answer.code in _FAILING:

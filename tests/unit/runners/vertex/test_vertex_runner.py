@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from prefect_launch.clouds.gcp import GcpAccount
+from prefect_launch.clouds.settings import GcpSettings
 from prefect_launch.core.output_limits import OutputLimits
 from prefect_launch.errors import InfrastructureError, NoRoomError, QueueError, SpecError, UnreachableError
 from prefect_launch.runners.base import ExitStatus, Labels, RunPlan, RunState
@@ -18,7 +20,9 @@ from prefect_launch.runners.remote.jobs import RemoteState, RunHandle
 from prefect_launch.runners.remote.vertex import logs
 from prefect_launch.runners.remote.vertex.runner import VertexRunner
 from prefect_launch.runners.remote.vertex.status import STATES, read_job
-from tests.support.vertex import BUCKET, PROJECT, VertexCloud, no_quota, throttled
+from prefect_launch.server.blocks import BlockType
+from tests.support.clouds import FakeCloud, service_account_key
+from tests.support.vertex import BUCKET, PROJECT, REGION, VertexCloud, no_quota, throttled
 from tests.unit.runners.vertex.world import SPEC, VertexWorld
 
 BEGAN, ENDED = "2026-11-28T01:00:00.5Z", "2026-11-28T02:00:01Z"
@@ -296,6 +300,22 @@ async def test_agent_that_is_not_let_in_says_what_it_needs(
     cloud.faults += [lambda request: answer for _ in range(500)]
     with pytest.raises(UnreachableError, match=words):
         await world.runner().ping()
+
+
+async def test_token_that_google_refuses_is_not_used_again(world: VertexWorld) -> None:
+    async with FakeCloud() as google:
+        block = {"service_account_info": service_account_key(f"{google.url}/token")}
+
+        async def read(kind: BlockType, name: str) -> dict[str, Any]:
+            return block
+
+        runner = world.runner()
+        settings = GcpSettings(credentials="mine", project=PROJECT, region=REGION)
+        vars(runner.clouds)["gcp"] = GcpAccount(settings, read_block=read)
+        for asked in (1, 2):
+            with pytest.raises(UnreachableError, match=r"does not take the agent's login.*Log in again"):
+                await runner.ping()
+            assert google.tokens == asked
 
 
 async def test_check_looks_at_jobs_logs_and_bucket(world: VertexWorld, cloud: VertexCloud) -> None:
