@@ -6,11 +6,17 @@ that the server noted, so that the agent's start is left out and nothing asks th
 The floor of containers is the engine alone: create, start, wait, remove, one or two at a time, whichever is faster.
 The floor of processes is the server alone: the calls that an agent makes for such an item, with no job between, for
 four items or eight at a time, whichever is faster.
+
+On few cores a floor is high because nothing else runs beside it. So each is measured once more beside a program that
+takes as much of the cores as an item takes more than its floor: what is left to that is lost by waiting.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,6 +25,7 @@ from benchmarks.agents import running_agent
 from benchmarks.bare_engine import cycles_per_second
 from benchmarks.bare_server import calls_per_item
 from benchmarks.figures import Figure, at_least_times, steady_rate
+from benchmarks.other_work import CoresUsed, other_work
 from benchmarks.place import Place
 from prefect_launch.client.api import Api
 from prefect_launch.client.create_job import create_job
@@ -39,48 +46,81 @@ _TURNS = 2
 _LOOK_SECONDS = 2.0
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How fast things were done.
+
+    Attributes:
+        rate: things a second.
+        cores: how many cores all programs of the machine took meanwhile.
+    """
+
+    rate: float
+    cores: float
+
+
 def measure(place: Place) -> list[Figure]:
     """Measure both resources."""
-    return [_containers(place), _processes(place)]
+    return [*_containers(place), *_processes(place)]
 
 
-def _containers(place: Place) -> Figure:
+def _containers(place: Place) -> list[Figure]:
     image, count = place.shell_image, place.rounds(_CONTAINERS)
     specs = [{"docker": {"docker_image": image}, "overrides": {"entry_point": ["true"]}}] * count
 
-    def floor(_turn: int) -> float:
-        return max(cycles_per_second(place.engine.api, image, count // 2, parallel=parallel) for parallel in (1, 2))
+    def alone(parallel: int) -> Pace:
+        with CoresUsed() as used:
+            begun = time.time()
+            rate = cycles_per_second(place.engine.api, image, count // 2, parallel=parallel)
+            ended = time.time()
+        return Pace(rate, used.between(begun, ended))
 
-    def rate(turn: int) -> float:
-        return _agent_rate(place, f"throughput-containers-{turn}", "local-container", specs, _CONTAINER_SLOTS)
+    def floor(_name: str) -> Pace:
+        return max(map(alone, (1, 2)), key=attrgetter("rate"))
+
+    def pace(name: str) -> Pace:
+        return _agent_pace(place, f"throughput-containers-{name}", "local-container", specs, _CONTAINER_SLOTS)
 
     name = f"container items, {_CONTAINER_SLOTS} slots"
-    return _in_turns(name, rate, floor, "engine alone, 1 or 2 at a time")
+    return _in_turns(name, pace, floor, "engine alone, 1 or 2 at a time")
 
 
-def _processes(place: Place) -> Figure:
+def _processes(place: Place) -> list[Figure]:
     specs = [{"job": instant_job(place)}] * place.rounds(_PROCESSES)
 
-    def floor(turn: int) -> float:
-        return max(_bare_rate(place, f"throughput-calls-{turn}-{slots}", specs, slots) for slots in _CALLS)
+    def floor(name: str) -> Pace:
+        paces = [_bare_pace(place, f"throughput-calls-{name}-{slots}", specs, slots) for slots in _CALLS]
+        return max(paces, key=attrgetter("rate"))
 
-    def rate(turn: int) -> float:
-        return _agent_rate(place, f"throughput-processes-{turn}", "local-process", specs, PROCESS_SLOTS)
+    def pace(name: str) -> Pace:
+        return _agent_pace(place, f"throughput-processes-{name}", "local-process", specs, PROCESS_SLOTS)
 
-    return _in_turns(f"process items, {PROCESS_SLOTS} slots", rate, floor, "the same calls, 4 or 8 at a time")
+    return _in_turns(f"process items, {PROCESS_SLOTS} slots", pace, floor, "the same calls, 4 or 8 at a time")
 
 
-def _in_turns(name: str, rate: Callable[[int], float], floor: Callable[[int], float], floor_name: str) -> Figure:
-    """Measure twice, with the floor before, between and after.
+def _in_turns(name: str, pace: Callable[[str], Pace], floor: Callable[[str], Pace], floor_name: str) -> list[Figure]:
+    """Measure twice, with the floor before, between and after, and each time beside as much other work.
 
     The server slows down as its database grows, and others use the machine.
+
+    Args:
+        name: of the figure.
+        pace: measures, given a name for the round.
+        floor: measures the floor.
+        floor_name: what the floor is.
     """
-    floors, rates = [floor(0)], []
+    floors, paces, loaded = [floor("0")], [], []
     for turn in range(1, _TURNS + 1):
-        rates.append(rate(turn))
-        floors.append(floor(turn))
-    alone = mean(floors)
-    return Figure(name, mean(rates), "items/s", alone, floor_name, at_least_times(alone, 0.95))
+        paces.append(now := pace(f"{turn}"))
+        more = now.cores - floors[-1].cores * now.rate / floors[-1].rate
+        with other_work(more):
+            loaded.append(floor(f"{turn}-beside"))
+        floors.append(floor(f"{turn}"))
+    rate, alone, beside = (mean(one.rate for one in many) for many in (paces, floors, loaded))
+    return [
+        Figure(name, rate, "items/s", alone, floor_name, at_least_times(alone, 0.95)),
+        Figure(f"{name}, on the cores left", rate, "items/s", beside, "that, beside as much other work"),
+    ]
 
 
 def instant_job(place: Place, api: Api | None = None) -> str:
@@ -97,13 +137,13 @@ def instant_job(place: Place, api: Api | None = None) -> str:
     return job.reference
 
 
-def _bare_rate(place: Place, queue: str, specs: Specs, slots: int) -> float:
-    """Return the rate of the calls alone."""
+def _bare_pace(place: Place, queue: str, specs: Specs, slots: int) -> Pace:
+    """Return the pace of the calls alone."""
     return _on_queue(place, queue, "local-process", specs, lambda: calls_per_item(place.api, queue, slots=slots), slots)
 
 
-def _agent_rate(place: Place, queue: str, resource: str, specs: Specs, slots: int) -> float:
-    """Return the rate of an agent."""
+def _agent_pace(place: Place, queue: str, resource: str, specs: Specs, slots: int) -> Pace:
+    """Return the pace of an agent."""
 
     def work() -> None:
         with running_agent(place, queue, max_jobs=slots):
@@ -112,11 +152,12 @@ def _agent_rate(place: Place, queue: str, resource: str, specs: Specs, slots: in
     return _on_queue(place, queue, resource, specs, work, slots)
 
 
-def _on_queue(place: Place, queue: str, resource: str, specs: Specs, work: Callable[[], None], slots: int) -> float:
-    """Put items on a queue of their own, have them done, and return the rate at which they ended."""
+def _on_queue(place: Place, queue: str, resource: str, specs: Specs, work: Callable[[], None], slots: int) -> Pace:
+    """Put items on a queue of their own, have them done, and return the pace at which they ended."""
     made = place.api.create_run_queue(queue, resource)
     launch_add_many(specs, queue, api=place.api)
-    work()
+    with CoresUsed() as used:
+        work()
     items = place.api.read_items(queue=queue, limit=None)
     failed = [item for item in items if item.state_type is not StateType.COMPLETED]
     if failed or len(items) != len(specs):
@@ -124,4 +165,4 @@ def _on_queue(place: Place, queue: str, resource: str, specs: Specs, work: Calla
         raise RuntimeError(f"{len(failed)} of {len(items)} items did not complete; {len(specs)} were queued. {reasons}")
     ends = [item.end_time.timestamp() for item in items if item.end_time is not None]
     made.delete()
-    return steady_rate(ends, slots)
+    return Pace(steady_rate(ends, slots), used.between(min(ends), max(ends)))
