@@ -105,7 +105,7 @@ def registered_runner(
 # --- an agent that is killed ---
 
 #: Calls that an agent makes beside its work on the item.
-_BESIDE = ("beat_", "list_queues", "read_pool", "find_deployment", "watch_", "delete_worker", "count_items", "ping")
+_BESIDE = ("beat_", "list_queues", "read_pool", "find_deployment", "watch_", "delete_worker", "count_", "ping")
 #: The life that a task belongs to; None: whoever makes a call goes on living.
 _this_life: ContextVar[Life | None] = ContextVar("this_life", default=None)
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from prefect_launch.agent.polling.candidates import Candidates
 from prefect_launch.agent.polling.queue_poller import QueuePoller
+from prefect_launch.agent.reporting.wait_notes import WaitReasonLogger
 from prefect_launch.cli.main import app
 from prefect_launch.client.api import use_api
 from prefect_launch.client.launch_add import alaunch_add
@@ -60,6 +61,16 @@ async def _poll_idle(bench: Bench, last: UUID) -> None:
     assert await Candidates(bench.server, "empty", ahead_seconds=30.0).next(slots=1, skip=()) is None
 
 
+async def _pop_scheduler(bench: Bench, last: UUID) -> None:
+    async with bench.api.open() as session:
+        assert await QueuePoller(session, [QUEUE], holder_called("box")).pop_scheduler() is None
+
+
+async def _look_for_wait_notes(bench: Bench, last: UUID) -> None:
+    async with bench.api.open() as session:
+        await WaitReasonLogger(session, [QUEUE]).check(QUEUE)
+
+
 def _command(*arguments: str) -> Callable[[Bench, UUID], Awaitable[None]]:
     async def call(bench: Bench, last: UUID) -> None:
         def invoke() -> None:
@@ -102,6 +113,8 @@ async def test_call_makes_as_many_requests_beside_ten_thousand_items_as_beside_a
     [
         pytest.param(_command("item", "show", "{last}"), id="item show with place"),
         pytest.param(_command("queue", "show", QUEUE), id="queue show"),
+        pytest.param(_pop_scheduler, id="an agent's look for sweeps"),
+        pytest.param(_look_for_wait_notes, id="an agent's look for wait notes"),
     ],
 )
 async def test_what_waits_is_counted_by_its_due_time_alone(

@@ -19,13 +19,12 @@ from prefect_launch.agent.polling.author_gate import AuthorGate
 from prefect_launch.agent.polling.candidates import AdmissionCheck, Candidates, Startable
 from prefect_launch.agent.polling.predecessor_gate import PredecessorGate
 from prefect_launch.agent.polling.share import Fleet, Share
-from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError, unknown_name
 from prefect_launch.queues.author_shares import has, is_over_share, per_author_of
 from prefect_launch.queues.claim import COUNTED, claim, is_over_limit, release_claim
 from prefect_launch.queues.presence import Holder
 from prefect_launch.queues.transitions import retry_until_available
-from prefect_launch.server.values import PAGE, SCHEDULER_FLOW, SWEEPS_WORK_QUEUE, Item, ItemChange, ItemFilter
+from prefect_launch.server.values import PAGE, SCHEDULER_FLOW, SWEEPS_WORK_QUEUE, Item, ItemChange
 from prefect_launch.spec.item_parameters import author_of, is_scheduler
 
 if TYPE_CHECKING:
@@ -156,8 +155,8 @@ class QueuePoller:
         """
         for queue in self._candidates:
             now = datetime.now(timezone.utc)
-            waiting = ItemFilter(pool=queue, flow=SCHEDULER_FLOW, state_types=[StateType.SCHEDULED], due_before=now)
-            if not await self._server.count_items(**waiting) or not await self._leaves_place(queue):
+            waiting = await self._server.count_due(queue, before=now, queues=[SWEEPS_WORK_QUEUE])
+            if not waiting or not await self._leaves_place(queue):
                 continue
             if self._opens is not None and not await self._opens(queue):
                 continue

@@ -19,7 +19,6 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.agent.log_notes import LOGGER, log_note
-from prefect_launch.core.states import StateType
 from prefect_launch.core.supervision import unless_away
 from prefect_launch.queues.predecessors import read_predecessors
 from prefect_launch.queues.sweep_status import SweepStatuses, sweep_of
@@ -32,7 +31,7 @@ from prefect_launch.queues.wait_reason import (
     read_past,
     read_queue_facts,
 )
-from prefect_launch.server.values import PAGE, Item, LogRecord
+from prefect_launch.server.values import END_OF_TIME, PAGE, Item, LogRecord
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
@@ -82,9 +81,7 @@ class WaitReasonLogger:
         Raises:
             LaunchError: when the server does not answer.
         """
-        in_all = 0
-        if self._is_first(queue):
-            in_all = await self._server.count_items(pool=queue, state_types=[StateType.SCHEDULED])
+        in_all = await self._server.count_due(queue, before=END_OF_TIME) if self._is_first(queue) else 0
         facts = await read_queue_facts(self._server, queue) if in_all else None
         if facts is None:
             self._noted[queue], self._seen[queue] = {}, {}

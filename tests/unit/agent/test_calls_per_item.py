@@ -17,7 +17,16 @@ from prefect_launch.testing import InMemoryDocker, InMemoryEngine, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench
 
 #: Calls that the agent makes now and then, for all its items.
-_NOW_AND_THEN = {"poll", "beat_worker", "write_variable", "read_variable", "list_items", "count_items", "read_pool"}
+_NOW_AND_THEN = {
+    "poll",
+    "beat_worker",
+    "write_variable",
+    "read_variable",
+    "list_items",
+    "count_items",
+    "count_due",
+    "read_pool",
+}
 
 
 class _CountedEngine(InMemoryEngine):

@@ -20,7 +20,7 @@ from prefect_launch.testing import InMemoryRunner, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, holder_called
 
 #: Calls that an agent makes beside its work on the item.
-_BESIDE = ("beat_", "list_queues", "read_pool", "find_deployment", "watch_", "delete_worker", "count_items")
+_BESIDE = ("beat_", "list_queues", "read_pool", "find_deployment", "watch_", "delete_worker", "count_")
 #: Whether a call comes from the agent that is to die.
 _in_this_life: ContextVar[bool] = ContextVar("in_this_life", default=False)
 
