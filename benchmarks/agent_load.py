@@ -22,7 +22,7 @@ from benchmarks.agents import running_agent
 from benchmarks.bare_server import empty
 from benchmarks.calls import Counted, read_calls
 from benchmarks.cpu import cpu_ms
-from benchmarks.figures import steady_rate
+from benchmarks.other_work import CoresUsed, Pace, other_work
 from benchmarks.place import Place
 from prefect_launch.client.api import Api
 from prefect_launch.client.launch_add import launch_add_many
@@ -74,7 +74,7 @@ class Load:
 
     Attributes:
         agents: how many; 0 is the server alone, with the same calls.
-        rate: items a second.
+        pace: items a second, and the cores that all programs took.
         server_ms: CPU time of all API processes for an item; so are the next two, of the database and of all
             agents, or of who sends the calls.
         calls: requests for an item, by kind.
@@ -84,7 +84,7 @@ class Load:
     """
 
     agents: int
-    rate: float
+    pace: Pace
     server_ms: float
     database_ms: float = 0.0
     agents_ms: float = 0.0
@@ -92,6 +92,11 @@ class Load:
     idle: Mapping[str, float] = field(default_factory=dict)
     idle_server_ms: float = 0.0
     woken: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Items a second."""
+        return self.pace.rate
 
     @property
     def polls(self) -> float:
@@ -127,14 +132,23 @@ def bare_load(site: Site, name: str, spec: Mapping[str, Any], count: int, *, cli
         await asyncio.gather(*(empty(api, queue, slots) for api, queue in zip(apis, queues, strict=True)))
 
     before, own = site.cpu(), time.process_time()
-    asyncio.run(work())
+    with CoresUsed() as used:
+        asyncio.run(work())
     own_ms = (time.process_time() - own) * 1000
     server, database = (now - then for now, then in zip(site.cpu(), before, strict=True))
-    rate = steady_rate([end for queue in queues for end in _ends(site, queue, each)], slots * clients)
+    pace = used.pace(sorted(end for queue in queues for end in _ends(site, queue, each)), slots * clients)
     for one in made:
         one.delete()
     whole = each * clients
-    return Load(0, rate, server / whole, database / whole, own_ms / whole)
+    return Load(0, pace, server / whole, database / whole, own_ms / whole)
+
+
+def load_beside(
+    load: Load, floor: Load, site: Site, name: str, spec: Mapping[str, Any], count: int, *, clients: int
+) -> Load:
+    """Measure the calls alone beside a program that takes as much of the cores as a load took more than its floor."""
+    with other_work(load.pace.more_than(floor.pace)):
+        return bare_load(site, name, spec, count, clients=clients)
 
 
 def agents_load(place: Place, site: Site, queue: str, spec: Mapping[str, Any], count: int, *, agents: int) -> Load:
@@ -157,7 +171,8 @@ def agents_load(place: Place, site: Site, queue: str, spec: Mapping[str, Any], c
             whole = count + len(site.apis)
             _until(lambda: _ended(api, queue) >= whole, 60.0 + count)
 
-        busy = _during(site, counters, work)
+        with CoresUsed() as used:
+            busy = _during(site, counters, work)
         time.sleep(_SETTLE_SECONDS)
         wakes = place.few(_WAKES)
 
@@ -168,11 +183,11 @@ def agents_load(place: Place, site: Site, queue: str, spec: Mapping[str, Any], c
 
         woken = _during(site, counters, wake)
     whole = count + len(site.apis)
-    rate = steady_rate(_ends(site, queue, whole)[:whole], SLOTS * agents)
+    pace = used.pace(_ends(site, queue, whole)[:whole], SLOTS * agents)
     made.delete()
     return Load(
         agents,
-        rate,
+        pace,
         busy.server_ms / whole,
         busy.database_ms / whole,
         busy.agents_ms / whole,

@@ -2,12 +2,12 @@
 
 A server on SQLite is the narrow place: two agents get no more out of it than one, and must not get less, for all that
 they poll, claim and lose to each other. The floor is the calls that an agent makes for such an item, with no job
-between.
+between; and the same beside a program that takes as much of the cores as agents and jobs do.
 """
 
 from __future__ import annotations
 
-from benchmarks.agent_load import Load, Site, agents_load, bare_load, items_of
+from benchmarks.agent_load import Load, Site, agents_load, bare_load, items_of, load_beside
 from benchmarks.bench_throughput import instant_job
 from benchmarks.figures import Figure, at_least_times
 from benchmarks.place import Place
@@ -22,19 +22,24 @@ def measure(place: Place) -> list[Figure]:
     assert pid is not None
     site, count, spec = Site([place.server.api_url], [pid]), items_of(place, _ITEMS), {"job": instant_job(place)}
     floor = bare_load(site, "agents-none", spec, count, clients=1)
-    loads = [agents_load(place, site, f"agents-{number}", spec, count, agents=number) for number in (1, 2)]
+    loads, figures = [], []
+    for number in (1, 2):
+        loads.append(load := agents_load(place, site, f"agents-{number}", spec, count, agents=number))
+        beside = load_beside(load, floor, site, f"agents-beside-{number}", spec, count, clients=1)
+        figures += figures_of(load, floor, beside, "SQLite")
     against_one = loads[1].rate / loads[0].rate
     return [
-        *(figure for load in loads for figure in figures_of(load, floor, "SQLite")),
+        *figures,
         Figure("2 agents against one, SQLite", against_one, "×", 1.0, "one agent", at_least_times(1.0, 1.0)),
     ]
 
 
-def figures_of(load: Load, floor: Load, where: str) -> list[Figure]:
+def figures_of(load: Load, floor: Load, beside: Load, where: str) -> list[Figure]:
     """Return what so many agents came to, and what an item cost."""
     name = f"{load.agents} agents, {where}"
     return [
         Figure(name, load.rate, "items/s", floor.rate, _CALLS, at_least_times(floor.rate, 0.9)),
+        Figure(f"{name}, on the cores left", load.rate, "items/s", beside.rate, "that, beside as much other work"),
         Figure(f"{name}: server's CPU", load.server_ms, "ms/item", floor.server_ms, _CALLS),
         Figure(f"{name}: database's CPU", load.database_ms, "ms/item", floor.database_ms, _CALLS),
         Figure(f"{name}: agents' CPU", load.agents_ms, "ms/item", None, ""),

@@ -2,7 +2,8 @@
 
 Two API processes are two whole servers behind one database, which know nothing of each other: an agent hears only of
 the events of its own. That each item has ended, and has run once, is checked. The floor is the calls that an agent
-makes for such an item, with no job between, by as many clients as saturate the server.
+makes for such an item, with no job between, by as many clients as saturate the server; and the same beside a program
+that takes as much of the cores as agents and jobs do.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Final
 
-from benchmarks.agent_load import Load, Site, agents_load, bare_load, items_of
+from benchmarks.agent_load import Load, Site, agents_load, bare_load, items_of, load_beside
 from benchmarks.agents_chart import draw, keep
 from benchmarks.bench_agents import figures_of
 from benchmarks.bench_throughput import instant_job
@@ -41,14 +42,14 @@ def measure(place: Place) -> list[Figure]:
     for processes, numbers in _AGENTS.items():
         agents = numbers[: place.few(len(numbers))]
         with postgres_site(place, processes) as site:
-            spec, name = {"job": instant_job(place, site.apis[0])}, f"{processes}-apis"
-            floor = bare_load(site, f"{name}-none", spec, count, clients=_CLIENTS * processes)
-            loads = [agents_load(place, site, f"{name}-{number}", spec, count, agents=number) for number in agents]
-        where = f"PostgreSQL, {processes} API"
+            spec, name, clients = {"job": instant_job(place, site.apis[0])}, f"{processes}-apis", _CLIENTS * processes
+            floor, loads = bare_load(site, f"{name}-none", spec, count, clients=clients), []
+            for number in agents:
+                loads.append(load := agents_load(place, site, f"{name}-{number}", spec, count, agents=number))
+                beside = load_beside(load, floor, site, f"{name}-beside-{number}", spec, count, clients=clients)
+                figures += figures_of(load, floor, beside, f"PostgreSQL, {processes} API")
         measured[processes] = [floor, *loads]
-        for load in loads:
-            figures += figures_of(load, floor, where)
-        figures += _never_falling(loads, where)
+        figures += _never_falling(loads, f"PostgreSQL, {processes} API")
     if not place.quick:
         keep(_MACHINE, measured)
         draw()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from statistics import mean
@@ -24,8 +23,8 @@ from typing import Any
 from benchmarks.agents import running_agent
 from benchmarks.bare_engine import cycles_per_second
 from benchmarks.bare_server import calls_per_item
-from benchmarks.figures import Figure, at_least_times, steady_rate
-from benchmarks.other_work import CoresUsed, other_work
+from benchmarks.figures import Figure, at_least_times
+from benchmarks.other_work import CoresUsed, Pace, other_work
 from benchmarks.place import Place
 from prefect_launch.client.api import Api
 from prefect_launch.client.create_job import create_job
@@ -44,19 +43,6 @@ PROCESS_SLOTS = 8
 _CALLS = (4, PROCESS_SLOTS)
 _TURNS = 2
 _LOOK_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How fast things were done.
-
-    Attributes:
-        rate: things a second.
-        cores: how many cores all programs of the machine took meanwhile.
-    """
-
-    rate: float
-    cores: float
 
 
 def measure(place: Place) -> list[Figure]:
@@ -112,8 +98,7 @@ def _in_turns(name: str, pace: Callable[[str], Pace], floor: Callable[[str], Pac
     floors, paces, loaded = [floor("0")], [], []
     for turn in range(1, _TURNS + 1):
         paces.append(now := pace(f"{turn}"))
-        more = now.cores - floors[-1].cores * now.rate / floors[-1].rate
-        with other_work(more):
+        with other_work(now.more_than(floors[-1])):
             loaded.append(floor(f"{turn}-beside"))
         floors.append(floor(f"{turn}"))
     rate, alone, beside = (mean(one.rate for one in many) for many in (paces, floors, loaded))
@@ -165,4 +150,4 @@ def _on_queue(place: Place, queue: str, resource: str, specs: Specs, work: Calla
         raise RuntimeError(f"{len(failed)} of {len(items)} items did not complete; {len(specs)} were queued. {reasons}")
     ends = [item.end_time.timestamp() for item in items if item.end_time is not None]
     made.delete()
-    return Pace(steady_rate(ends, slots), used.between(min(ends), max(ends)))
+    return used.pace(ends, slots)

@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from bisect import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.cpu import machine_cpu_ms
+from benchmarks.figures import steady_rate
 from tests.support.processes import ChildProcess
 
 if TYPE_CHECKING:
@@ -32,6 +34,23 @@ while True:
 """
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How fast things were done.
+
+    Attributes:
+        rate: things a second.
+        cores: how many cores all programs of the machine took meanwhile.
+    """
+
+    rate: float
+    cores: float
+
+    def more_than(self, floor: Pace) -> float:
+        """Return how many cores it took more than the floor would take for as many things."""
+        return max(0.0, self.cores - floor.cores * self.rate / floor.rate)
+
+
 class CoresUsed:
     """What all programs of the machine take of its cores while the block lasts."""
 
@@ -48,6 +67,15 @@ class CoresUsed:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+
+    def pace(self, ends: Sequence[float], parallel: int) -> Pace:
+        """Return the pace of things that were done in the block, from the first one's end to the last one's.
+
+        Args:
+            ends: when each was done, in seconds since the epoch; more than `parallel`.
+            parallel: how many were worked on at a time.
+        """
+        return Pace(steady_rate(ends, parallel), self.between(min(ends), max(ends)))
 
     def between(self, begin: float, end: float) -> float:
         """Return how many cores they took, on average.
@@ -72,7 +100,7 @@ class CoresUsed:
 def other_work(cores: float) -> Iterator[None]:
     """Run programs that do nothing of use and take so many cores, for as long as the block lasts."""
     programs = max(1, math.ceil(cores))
-    command = [sys.executable, "-c", _WORKER, str(max(0.0, cores) / programs)]
+    command = [sys.executable, "-c", _WORKER, str(cores / programs)]
     with ExitStack() as stack:
         for _ in range(programs):
             stack.callback(ChildProcess(command, Path(os.devnull)).stop)

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import agents_chart
 from benchmarks.agent_load import Load
+from benchmarks.other_work import Pace
 
 
 def test_new_figures_take_the_place_of_old_ones_and_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,7 +18,7 @@ def test_new_figures_take_the_place_of_old_ones_and_are_drawn(tmp_path: Path, mo
     kept.write_text(json.dumps([other]))
     monkeypatch.setattr(agents_chart, "MEASURED", kept)
     for cost in (300.0, 90.0):
-        agents_chart.keep("m", {1: [Load(0, 12.0, 60.0, 20.0), Load(8, 10.0, cost, 30.0)]})
+        agents_chart.keep("m", {1: [Load(0, Pace(12.0, 1.2), 60.0, 20.0), Load(8, Pace(10.0, 1.9), cost, 30.0)]})
     figures = {point["what"]: point["figure"] for point in json.loads(kept.read_text())}
     assert figures == {
         "depth: claim": 80,
