@@ -318,7 +318,8 @@ async def _refuse_image_out_of_reach(session: Session, queue: CachedQueue, spec:
             f"The job has code and no image, and the agents of the queue {queue.name!r}"
             f" ({', '.join(agent.name for agent in online)}) keep the images that they build on their own machines: the"
             f" resource {queue.config.resource!r} could not pull it. Have their operator set builder.destination to a"
-            " repository, queue it with build=True ('add --build'), or give the job an image or a base_image."
+            " repository, queue it with build=True ('add --build'), or give the job an image, or a base_image where the"
+            " resource takes one."
         )
 
 

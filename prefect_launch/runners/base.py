@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -387,6 +387,8 @@ class Runner(ABC):
     submitter_options: ClassVar[frozenset[str]]
     #: All options it understands; a queue's owner may set them, and may allow them to submitters.
     options: ClassVar[frozenset[str]]
+    #: What nobody can set, though users of other systems may write it: each with where it is said, as a clause.
+    unread_options: ClassVar[Mapping[str, str]] = {}
     #: How much its options ask for, so that a queue can limit them.
     quantities: ClassVar[Mapping[str, Quantity]] = {}
     #: Whether code runs in an image, which is built when its job names none.
@@ -447,14 +449,31 @@ class Runner(ABC):
         """Return the options with normalised names, when every one is known; a resource also checks their values.
 
         Raises:
-            SpecError: for a value of the wrong type.
+            SpecError: for a value of the wrong type, and as `refuse_unread`.
             NotFoundError: for an option that this resource does not know.
         """
         checked = normalise_options(options)
+        cls.refuse_unread(checked)
         for name in checked:
             if name not in cls.options:
                 raise unknown_name("option", name, cls.options, where=f" in resource_args.{cls.name}")
         return checked
+
+    @classmethod
+    def refuse_unread(cls, names: Iterable[str]) -> None:
+        """Refuse what nobody can set, whoever writes it.
+
+        Args:
+            names: of options, normalised.
+
+        Raises:
+            SpecError: naming it, and where it is said.
+        """
+        for name in names:
+            if name in cls.unread_options:
+                raise SpecError(
+                    f"The option {name!r} of {cls.name} is not read: {cls.unread_options[name]}. Leave it out."
+                )
 
     @classmethod  # noqa: B027 - for most resources the option's name decides who may set it
     def check_submitter_options(cls, options: Mapping[str, Any]) -> None:

@@ -60,7 +60,8 @@ class Outcome(BaseModel):
 
     def with_notes(self, notes: Sequence[str]) -> Outcome:
         """Return the same end with what went wrong around the run."""
-        return self.model_copy(update={"message": f"{self.message} Note: {' '.join(notes)}"}) if notes else self
+        said = self.message if self.message.endswith(".") else f"{self.message}."
+        return self.model_copy(update={"message": f"{said} Note: {' '.join(notes)}"}) if notes else self
 
     def with_usage(self, totals: Mapping[str, float]) -> Outcome:
         """Return the same end with what the run has used, by name."""

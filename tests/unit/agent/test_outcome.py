@@ -62,6 +62,13 @@ def test_exit_gives_state_and_reason(end: ExitStatus, state: ItemState, words: s
     assert words in outcome.message
 
 
+@pytest.mark.parametrize("said", ["Reached its limit", "Reached its limit."])
+def test_note_is_a_sentence_of_its_own(said: str) -> None:
+    noted = Outcome(state=ItemState.FAILED, message=said).with_notes(["The log is not whole."])
+
+    assert noted.message == "Reached its limit. Note: The log is not whole."
+
+
 @pytest.mark.parametrize(
     ("end", "cause"),
     [

@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 
 from prefect_launch.errors import NotFoundError, SpecError
+from prefect_launch.planning.item_options import submitted_options
+from prefect_launch.policy.template import QueueConfig
 from prefect_launch.runners.registry import runner_class
+from prefect_launch.spec.launch_spec import LaunchSpec
+from tests.support.queue_config import make_config
 
 
 @pytest.mark.parametrize(
@@ -20,6 +24,17 @@ def test_option_that_would_say_who_the_agent_is_is_refused(resource: str, option
 
     with pytest.raises((SpecError, NotFoundError)):
         runner.check_options(options)
+
+
+@pytest.mark.parametrize(("resource", "option"), [("sagemaker", "region"), ("vertex", "project")])
+def test_whoever_sets_what_is_the_agents_is_told_where_it_is_said(resource: str, option: str) -> None:
+    told = pytest.raises(SpecError, match=rf"'{option}' of {resource} is not read: .*in (its own|the agent's) config")
+    with told:
+        submitted_options(QueueConfig(resource=resource), LaunchSpec(resource_args={resource: {option: "x"}}), "q")
+    with told:
+        make_config(resource, {option: "x"})
+    with told:
+        make_config(resource, submitter_options=[option])
 
 
 @pytest.mark.parametrize(("resource", "option"), [("sagemaker", "role-arn"), ("vertex", "spec")])

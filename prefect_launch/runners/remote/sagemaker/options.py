@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Final
 
-from prefect_launch.errors import SpecError, UnsafeSpecError, clause, unknown_name
+from prefect_launch.errors import SpecError, UnsafeSpecError, clause
 from prefect_launch.runners import option_values as values
 from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.option_values import Amount, Quantity
-from prefect_launch.spec.option_names import normalise_options
 
 _Reader = Callable[[object], Any]
 
@@ -80,13 +79,14 @@ _OWNER: Final[dict[str, _Reader]] = {
 }
 _FIELDS: Final = {**_SUBMITTER, **_OWNER}
 #: Without these, SageMaker or the runner can do nothing with a job; in the reference's order.
-REQUIRED: Final = ("RoleArn", "OutputDataConfig", "ResourceConfig", "StoppingCondition")
+REQUIRED_OF_OWNER: Final = ("RoleArn", "OutputDataConfig")
+REQUIRED: Final = (*REQUIRED_OF_OWNER, "ResourceConfig", "StoppingCondition")
 
 _SET_BY_AGENT: Final = (
     "who the agent is at AWS is in its own config ('clouds.aws': profile, region, role_arn, credentials)"
 )
 #: What a W&B queue may have, and a queue here has not: each with the reason.
-_REFUSED: Final = {
+UNREAD_OPTIONS: Final = {
     "ecr-repo-name": "where built images go is 'builder.destination' in the agent's config",
     "profile": _SET_BY_AGENT,
     "region": _SET_BY_AGENT,
@@ -101,7 +101,7 @@ def _small(field: str) -> str:
 #: Normal names of options, each with its field.
 _FIELD_OF: Final = {_small(field): field for field in _FIELDS}
 SUBMITTER_OPTIONS: Final = frozenset({*map(_small, _SUBMITTER), "e", "env"})
-OPTIONS: Final = SUBMITTER_OPTIONS | frozenset({*map(_small, _OWNER), "secrets", *_REFUSED})
+OPTIONS: Final = SUBMITTER_OPTIONS | frozenset({*map(_small, _OWNER), "secrets"})
 
 #: Of `ResourceConfig`: what a submitter may say in it. Warm pools, capacity plans and keys are the owner's.
 _SUBMITTER_RESOURCES: Final = frozenset({"InstanceType", "InstanceCount", "VolumeSizeInGB", "InstanceGroups"})
@@ -118,21 +118,14 @@ _ITEMS_IMAGE: Final = "${image_uri}"
 _DEFAULT_RUNTIME: Final = 86_400
 
 
-def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options under their normal names, when their values are right.
+def check_values(options: Mapping[str, Any]) -> None:
+    """Check the values of options, under their normal names.
 
     Raises:
-        SpecError: for a value that is not right, and an option that is set elsewhere.
-        NotFoundError: for an unknown option.
+        SpecError: for a value that is not right.
     """
-    checked = normalise_options(options)
-    for name, value in checked.items():
-        if name in _REFUSED:
-            raise SpecError(f"The option {name!r} of sagemaker is not read: {_REFUSED[name]}. Leave it out.")
-        if name not in OPTIONS:
-            raise unknown_name("option", name, OPTIONS - _REFUSED.keys(), where=" in resource_args.sagemaker")
+    for name, value in options.items():
         _read(name, value)
-    return checked
 
 
 def _read(name: str, value: object) -> Any:

@@ -7,7 +7,7 @@ a program that is not there ends with 127 then, as in a shell. A job without a c
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
@@ -23,6 +23,7 @@ from prefect_launch.runners.remote.image_plan import (
 )
 from prefect_launch.runners.remote.sagemaker.options import (
     REQUIRED,
+    REQUIRED_OF_OWNER,
     check_shape,
     has_secrets_allowed,
     read_fields,
@@ -115,15 +116,36 @@ def label_value(tag: str) -> str:
 
 
 def check_fields(options: Mapping[str, Any]) -> None:
-    """Refuse fields that are not as SageMaker takes them; some may still be to come.
+    """Refuse fields that are not as SageMaker takes them; those that a submitter may set may still be to come.
 
     Raises:
         SpecError: naming each.
     """
     fields = read_fields(options)
-    if "RoleArn" in fields:
-        fields["RoleArn"] = role_arn(fields["RoleArn"])
+    _check_there(fields, REQUIRED_OF_OWNER)
+    fields["RoleArn"] = role_arn(fields["RoleArn"])
     check_shape(fields, is_whole=False)
+    output = str(fields["OutputDataConfig"].get("S3OutputPath", ""))
+    if not re.fullmatch(r"s3://[^/]+(/.*)?", output):
+        raise SpecError(
+            f"resource_args.sagemaker.OutputDataConfig.S3OutputPath is {output!r}: it must be a place in S3, such as"
+            " 's3://bucket/launch'. Correct it in the queue's config."
+        )
+    for key in ("AlgorithmName", "ContainerEntrypoint", "ContainerArguments"):
+        if key in fields.get("AlgorithmSpecification", {}):
+            raise SpecError(
+                f"resource_args.sagemaker.AlgorithmSpecification.{key} says what a job runs, and an item brings that"
+                " itself: its image, entry point and arguments. Leave it out."
+            )
+
+
+def _check_there(fields: Mapping[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        if name not in fields:
+            raise SpecError(
+                f"A training job needs resource_args.sagemaker.{name}, and neither the queue nor the item sets it."
+                " Set it in the queue's config ('prefect-launch queue edit')."
+            )
 
 
 def check_plan(plan: RunPlan) -> None:
@@ -139,32 +161,15 @@ def check_plan(plan: RunPlan) -> None:
             " agent's environment. Give the sweep a queue of the resource local-process."
         )
     fields = read_fields(plan.options)
-    for field in REQUIRED:
-        if field not in fields:
-            raise SpecError(
-                f"A training job needs resource_args.sagemaker.{field}, and neither the queue nor the item sets it."
-                " Set it in the queue's config ('prefect-launch queue edit')."
-            )
-    _check_image(plan, fields)
+    _check_there(fields, REQUIRED)
+    check_fields(plan.options)
+    _check_image(plan)
     _check_words(plan)
     _check_environment(plan)
     check_shape(training_job(plan, plan.name, role_arn(fields["RoleArn"])))
-    output = str(fields["OutputDataConfig"].get("S3OutputPath", ""))
-    if not re.fullmatch(r"s3://[^/]+(/.*)?", output):
-        raise SpecError(
-            f"resource_args.sagemaker.OutputDataConfig.S3OutputPath is {output!r}: it must be a place in S3, such as"
-            " 's3://bucket/launch'. Correct it in the queue's config."
-        )
 
 
-def _check_image(plan: RunPlan, fields: Mapping[str, Any]) -> None:
-    algorithm = fields.get("AlgorithmSpecification", {})
-    for key in ("AlgorithmName", "ContainerEntrypoint", "ContainerArguments"):
-        if key in algorithm:
-            raise SpecError(
-                f"resource_args.sagemaker.AlgorithmSpecification.{key} says what a job runs, and an item brings that"
-                " itself: its image, entry point and arguments. Leave it out."
-            )
+def _check_image(plan: RunPlan) -> None:
     is_built = plan.build_request is not None or plan.built_code_dir is not None
     if plan.code_dir is not None and not is_built:
         refuse_base_image(plan.image, "SageMaker")

@@ -50,6 +50,7 @@ class SageMakerRunner(RemoteRunner):
     needs_image: ClassVar[bool] = True
     submitter_options: ClassVar[frozenset[str]] = sagemaker_options.SUBMITTER_OPTIONS
     options: ClassVar[frozenset[str]] = sagemaker_options.OPTIONS
+    unread_options: ClassVar[Mapping[str, str]] = sagemaker_options.UNREAD_OPTIONS
     quantities: ClassVar[Mapping[str, Quantity]] = sagemaker_options.QUANTITIES
     variable_bytes: ClassVar[int | None] = MAX_VARIABLE_CHARS
     no_exec: ClassVar[str] = (
@@ -91,7 +92,9 @@ class SageMakerRunner(RemoteRunner):
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        return sagemaker_options.check_options(options)
+        checked = super().check_options(options)
+        sagemaker_options.check_values(checked)
+        return checked
 
     @classmethod
     def check_submitter_options(cls, options: Mapping[str, Any]) -> None:

@@ -135,11 +135,15 @@ RUN: Final[Mapping[str, Any]] = {
     "persistent_resource_id": text,
     "psc_interface_config": _mapping,
 }
+#: What is the agent's, each with where it is said.
+OF_AGENT: Final = {
+    "project": "it is the agent's: clouds.gcp.project in the agent's config",
+    "location": "it is the agent's: clouds.gcp.region in the agent's config",
+    "credentials": "who the agent is stands in clouds.gcp of the agent's config",
+}
 #: What users of the reference may have, each with what to do instead.
 _REFUSED: Final = {
-    "project": "it is the agent's: clouds.gcp.project in the agent's config. Leave it out",
-    "location": "it is the agent's: clouds.gcp.region in the agent's config. Leave it out",
-    "credentials": "who the agent is stands in clouds.gcp of the agent's config. Leave it out",
+    **{name: f"{where}. Leave it out" for name, where in OF_AGENT.items()},
     "display_name": "a job's name is that of its run, by which an agent finds it again. Leave it out, or set labels",
     "python_package_spec": "jobs run in containers. Give a container_spec",
     "sync": "an agent never waits in a call. Leave it out",

@@ -26,11 +26,12 @@ from prefect_launch.runners.remote.image_plan import (
     refuse_file_overrides,
     refuse_shown_secrets,
 )
-from prefect_launch.runners.remote.vertex.fields import PATH, RUN, SPEC, read_fields, refusal, snake_case
+from prefect_launch.runners.remote.vertex.fields import OF_AGENT, PATH, RUN, SPEC, read_fields, refusal, snake_case
 from prefect_launch.runners.remote.vertex.labels import as_google
 
 SUBMITTER_OPTIONS: Final = frozenset({"e", "env"})
 OPTIONS: Final = SUBMITTER_OPTIONS | {"run", "secrets", "spec"}
+UNREAD_OPTIONS: Final = {**OF_AGENT, "region": OF_AGENT["location"]}
 GPUS: Final = "gpus"
 REPLICAS: Final = "replicas"
 #: Counted over all worker pools; a queue limits them, and its `spec` sets them.

@@ -72,6 +72,8 @@ _NAMES: Final = {
 }
 #: Failures of the job, or of what it asks for: the same job would fail again.
 _OWN: Final = frozenset({_INVALID_ARGUMENT, _NOT_FOUND, _PERMISSION_DENIED, _FAILED_PRECONDITION})
+#: All that Google says of a job that was cancelled.
+_NO_REASON: Final = "CANCELED"
 #: How a job with Spot machines ends that has run, and whose machines were taken away.
 _TAKEN_AWAY: Final = frozenset({_RESOURCE_EXHAUSTED, _ABORTED, _UNAVAILABLE})
 _SPOT: Final = "SPOT"
@@ -130,7 +132,7 @@ def _reason(job: Mapping[str, Any]) -> str:
 def _words(job: Mapping[str, Any]) -> str:
     error = job.get("error") or {}
     message = str(error.get("message") or "").strip()
-    if not message:
+    if message in ("", _NO_REASON):
         return ""
     code = _NAMES.get(error.get("code") or 0, f"code {error.get('code')}")
     return f"{message[:_MOST_CHARS].rstrip('.')} ({code})"

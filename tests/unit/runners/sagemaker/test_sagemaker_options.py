@@ -83,11 +83,16 @@ def with_resources(**resources: Any) -> dict[str, Any]:
         ({"ResourceConfig": {"InstanceCount": "two"}}, r"Invalid type for parameter ResourceConfig.InstanceCount"),
         ({"OutputDataConfig": {"S3Path": "s3://b"}}, r'Missing required parameter in OutputDataConfig: "S3OutputPath"'),
         ({"VpcConfig": {"Subnets": ["a"]}}, r'Missing required parameter in VpcConfig: "SecurityGroupIds"'),
+        ({"RoleArn": None}, r"needs resource_args.sagemaker.RoleArn, .*in the queue's config"),
+        ({"OutputDataConfig": None}, r"needs resource_args.sagemaker.OutputDataConfig"),
+        ({"OutputDataConfig": {"S3OutputPath": "/data"}}, r"S3OutputPath is '/data': it must be a place in S3"),
+        ({"AlgorithmSpecification": {"TrainingInputMode": "File", "AlgorithmName": "x"}}, "AlgorithmName says what a"),
     ],
 )
 def test_wrong_option_is_refused_when_the_queue_is_made(options: dict[str, Any], words: str) -> None:
+    given = {name: value for name, value in {**QUEUE, **options}.items() if value is not None}
     with pytest.raises(LaunchError, match=words):
-        make_config("sagemaker", {**{k: v for k, v in QUEUE.items() if k not in options}, **options})
+        make_config("sagemaker", given)
 
 
 def test_options_of_a_wandb_queue_are_taken_in_small_letters() -> None:

@@ -130,7 +130,7 @@ def test_time_limits_of_the_service_are_told_as_such() -> None:
         assert end_of(found).timed_out, found
     by_hand = end_of(job("JOB_STATE_CANCELLED", 1, "CANCELED", timeout="7200s"))
     assert (by_hand.timed_out, by_hand.stopped) == (False, False)
-    assert (by_hand.ended_by_others, by_hand.describe()) == (True, "CANCELLED: CANCELED (CANCELLED)")
+    assert (by_hand.ended_by_others, by_hand.describe()) == (True, "CANCELLED")
 
 
 # --- one job a claim ---
