@@ -1,4 +1,4 @@
-"""Figures of several agents, kept in `benchmarks/measured.json`, and the chart of what an item costs then.
+"""Figures of several agents, kept in `benchmarks/measured.json`, and the table and chart of what an item costs then.
 
 `python -m benchmarks agents-postgres` keeps what it measures and draws. `python -m benchmarks.agents_chart` only draws.
 """
@@ -14,14 +14,19 @@ from typing import Any, Final
 
 from benchmarks.agent_load import Load
 from benchmarks.chart import Axis, Point, line_chart
+from benchmarks.page import replaced, table
 
 _HERE: Final = Path(__file__).resolve().parent
 MEASURED: Final = _HERE / "measured.json"
-CHART: Final = _HERE.parent / "docs" / "images" / "many-agents.svg"
+_DOCS: Final = _HERE.parent / "docs"
+CHART: Final = _DOCS / "images" / "many-agents.svg"
+PAGE: Final = _DOCS / "operations.md"
 _COST: Final = "CPU of server and database for an item"
 _RATE: Final = "rate"
 _WHAT: Final = re.compile(rf"agents: ({_COST}|{_RATE}), PostgreSQL, (\d+) API, (\d+) agents")
 _MS_STEP: Final = 50
+#: Figures by the number of API processes, and by that of agents.
+_Kept = Mapping[int, Mapping[int, float]]
 
 
 def keep(machine: str, loads: Mapping[int, Collection[Load]]) -> None:
@@ -45,23 +50,52 @@ def _told(processes: int, load: Load) -> Iterator[tuple[str, float, str]]:
 
 def chart() -> str:
     """Return the chart of what is kept: the cost of an item, by the number of agents; 0: the calls alone."""
-    lines: dict[str, list[Point]] = {}
-    for point in _points():
-        found = _WHAT.fullmatch(point["what"])
-        if found and found[1] == _COST:
-            lines.setdefault(f"{found[2]} API process(es)", []).append((float(found[3]), point["figure"]))
-    for line in lines.values():
-        line.sort()
-    most = max((cost for line in lines.values() for _, cost in line), default=0.0)
+    costs = _kept(_COST)
+    lines: dict[str, list[Point]] = {
+        _server(number): [(float(agents), cost) for agents, cost in sorted(of.items())] for number, of in costs.items()
+    }
+    most = max((cost for of in costs.values() for cost in of.values()), default=0.0)
     y = Axis("ms of CPU an item, of server and database", (most // _MS_STEP + 1) * _MS_STEP)
     return line_chart(
         "What an item costs with several agents (0: the calls alone)", Axis("agents", 10), y, lines, lines
     )
 
 
+def page(text: str) -> str:
+    """Return the page with the table of what is kept made anew."""
+    rates, costs = _kept(_RATE), _kept(_COST)
+    heads = [head for number in rates for head in (f"{_server(number)}: items a second", "CPU time of an item")]
+    rows = [
+        [str(agents) if agents else "none: the calls alone", *_cells(agents, rates, costs)]
+        for agents in sorted({agents for of in rates.values() for agents in of})
+    ]
+    return replaced(text, "agents", table(["Agents", *heads], rows))
+
+
+def _cells(agents: int, rates: _Kept, costs: _Kept) -> Iterator[str]:
+    for number, of in rates.items():
+        yield f"{of[agents]:.1f}" if agents in of else ""
+        yield f"{costs[number][agents]:.0f} ms" if agents in of else ""
+
+
+def _server(processes: int) -> str:
+    return "1 API process" if processes == 1 else f"{processes} API processes"
+
+
 def draw() -> None:
-    """Draw the chart of what is kept."""
+    """Draw the chart of what is kept, and write the table."""
     CHART.write_text(chart())
+    PAGE.write_text(page(PAGE.read_text()))
+
+
+def _kept(kind: str) -> _Kept:
+    """Return the figures of one kind that are kept: by the number of API processes, by that of agents."""
+    figures: dict[int, dict[int, float]] = {}
+    for point in _points():
+        found = _WHAT.fullmatch(point["what"])
+        if found and found[1] == kind:
+            figures.setdefault(int(found[2]), {})[int(found[3])] = point["figure"]
+    return dict(sorted(figures.items()))
 
 
 def _points() -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ CPU time, and what an agent needs to start a process.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
@@ -19,6 +19,7 @@ from typing import Final
 from benchmarks.bench_costs import AGENTS, POSTGRES, SQLITE, Arrivals, Backlog, Costs, read_costs
 from benchmarks.chart import Axis, line_chart
 from benchmarks.figures import Figure, percentile
+from benchmarks.page import replaced, table
 from benchmarks.place import Place
 from benchmarks.simulation import Cost, SetUp, backlog_rate, dispatch_waits
 
@@ -189,10 +190,8 @@ class Limits:
 
     def page(self, text: str) -> str:
         """Return the page with its tables made anew, each between a mark and its end."""
-        for name, table in (("sizes", self._sizes()), ("costs", self._spent()), ("checks", self._checked())):
-            before, _, rest = text.partition(f"<!-- {name} -->\n")
-            _, end, after = rest.partition(f"<!-- /{name} -->")
-            text = f"{before}<!-- {name} -->\n\n{table}\n{end}{after}"
+        for name, part in (("sizes", self._sizes()), ("costs", self._spent()), ("checks", self._checked())):
+            text = replaced(text, name, part)
         return text
 
     def chart(self) -> str:
@@ -218,7 +217,7 @@ class Limits:
             soon = f"{_rate_within(self._curves[name]):.1f} a second"
             rows.append((name, f"{rate:.0f} a second", soon, *(_rounded(left / ms) for ms in each)))
         heads = ("Server", "Items that wait already", "Items one by one", "Idle agents", "Quiet jobs", "Chatty jobs")
-        return _table(heads, rows)
+        return table(heads, rows)
 
     def _spent(self) -> str:
         on = [self._costs[name] for name in (SQLITE, POSTGRES)]
@@ -234,7 +233,7 @@ class Limits:
             ("A running job that prints five lines a second, each second", *(f"{one.chatty_job_ms:.1f}" for one in on)),
             ("Each API process at rest, each second", *(f"{one.rest_ms:.0f}" for one in on)),
         ]
-        return _table(("What", "On SQLite", "On PostgreSQL"), rows)
+        return table(("What", "On SQLite", "On PostgreSQL"), rows)
 
     def _checked(self) -> str:
         rows = [
@@ -250,7 +249,7 @@ class Limits:
         return (
             f"Measured on {dates}, on a quiet machine of {_CORES} cores."
             f" Computed rates are off by up to {100 * self.error(RATE):.0f} %, waits by up to"
-            f" {100 * self.error(WAIT):.0f} %.\n\n" + _table(("What", "Measured", "Computed", "Error"), rows)
+            f" {100 * self.error(WAIT):.0f} %.\n\n" + table(("What", "Measured", "Computed", "Error"), rows)
         )
 
 
@@ -273,8 +272,3 @@ def _rounded(number: float) -> str:
     """Return a number of which the first two digits are meant."""
     digits = max(0, len(str(int(number))) - 2)
     return f"{round(number, -digits):,.0f}"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -300,7 +300,7 @@ def show(name: QueueName, json: JsonOption = False) -> None:
 
 @app.command()
 def pause(name: QueueName) -> None:
-    """Pause a queue: no further item starts; running items continue."""
+    """Pause a queue: running items continue; no further item starts from a few seconds later on."""
     connected().run_queue(name).pause()
     typer.echo(f"The queue {name} is paused. Resume it with: prefect-launch queue resume {name}")
 

@@ -131,7 +131,7 @@ class RunQueue:
         return self._api.items(queue=self.name, limit=None)
 
     def pause(self) -> None:
-        """Let no further item start; running items continue."""
+        """Let no further item start, but for those polled in the last seconds; running items continue."""
         self._api.update_run_queue(self.name, is_paused=True)
         self.is_paused = True
 

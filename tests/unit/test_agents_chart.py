@@ -1,4 +1,4 @@
-"""The chart of what an item costs with several agents."""
+"""The table and the chart of what an item costs with several agents."""
 
 from __future__ import annotations
 
@@ -27,4 +27,12 @@ def test_new_figures_take_the_place_of_old_ones_and_are_drawn(tmp_path: Path, mo
         "agents: CPU of server and database for an item, PostgreSQL, 1 API, 0 agents": 80,
         "agents: CPU of server and database for an item, PostgreSQL, 1 API, 8 agents": 120,
     }
-    assert "1 API process(es)" in agents_chart.chart()
+    assert ">1 API process<" in agents_chart.chart()
+    assert "| 8 | 10.0 | 120 ms |" in agents_chart.page("")
+
+
+def test_table_and_chart_are_what_the_command_makes_of_what_is_kept() -> None:
+    page = agents_chart.PAGE.read_text()
+
+    assert agents_chart.page(page) == page
+    assert agents_chart.chart() == agents_chart.CHART.read_text()

@@ -103,6 +103,12 @@ def test_files_and_pictures_that_pages_link_are_in_the_repository_that_the_packa
     assert not [(page, path) for page, path in linked if not (PROJECT / path).exists()]
 
 
+def test_each_picture_is_shown_on_a_page() -> None:
+    pages = "".join(page.read_text() for page in [PROJECT / "README.md", *DOCS.rglob("*.md")])
+
+    assert not [one.name for one in (DOCS / "images").iterdir() if f"images/{one.name})" not in pages]
+
+
 def _commands(prefix: str = "", within: Any = None) -> Iterator[tuple[str, Any]]:
     """Yield the commands, each with its words."""
     found = {name: load_command(name) for name in COMMANDS} if within is None else within.commands
