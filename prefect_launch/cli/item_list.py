@@ -17,11 +17,14 @@ from prefect_launch.client.item_fields import fields_of, source_of
 from prefect_launch.core.names import short_ids
 
 if TYPE_CHECKING:
+    from prefect_launch.client.run_filter import RunFilter
     from prefect_launch.client.runs_table import Run
 
 #: Columns that are shown unless others are chosen; in a terminal of `_WIDE` characters, and in a file, some more.
 _NARROW: Final = ("id", "name", "queue", "state", "prio", "job", "age", "took", "starts")
 _WIDE: Final = 120
+#: Items that are shown unless another number is given.
+_SHOWN: Final = 50
 #: Inputs that are shown there by default: those of one job are few.
 _MAX_INPUTS: Final = 4
 #: What a list shows in words of its own, by the column's name.
@@ -72,7 +75,9 @@ def list_(
         typer.Option("--sort", metavar="COLUMN", help="Lowest first; -COLUMN: highest first. Default: newest first."),
     ] = None,
     columns: ColumnsOption = None,
-    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many at most.")] = 50,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help=f"How many at most. Default: {_SHOWN}.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """List items, newest first."""
@@ -86,16 +91,23 @@ def list_(
         since=None if since is None else parse_moment(since),
         where=tuple(map(Condition.parse, where or ())),
         sort=sort,
-        limit=limit,
+        limit=limit or _SHOWN + 1,
     )
     chosen = _chosen(columns or ())
     api = connected()
     runs = api.call(lambda session: read_runs(api, session, wanted, chosen or ()))
-    if json:
+    has_more = limit is None and len(runs) > _SHOWN
+    _print(runs[:_SHOWN] if has_more else runs, chosen, wanted, as_json=json)
+    if has_more:
+        typer.echo(f"There are more than these {_SHOWN}: --limit N shows more.", err=True)
+
+
+def _print(runs: Sequence[Run], chosen: tuple[str, ...] | None, wanted: RunFilter, *, as_json: bool) -> None:
+    if as_json:
         print_json([{**fields_of(run.handle, run.item), **_values(run, chosen or ())} for run in runs])
         return
     empty = "There are no items. Put one on a queue with: prefect-launch add -j JOB -q QUEUE"
-    if queue or job or state or since or where:
+    if wanted.queue or wanted.job or wanted.states or wanted.since or wanted.where:
         empty = "No item matches these options."
     print_runs(runs, chosen or _by_default(runs), empty=empty)
 

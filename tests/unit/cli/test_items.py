@@ -63,6 +63,17 @@ def test_item_that_waits_says_why_once(api: InMemoryApi, command: Command) -> No
     assert [line.split()[0] for line in lines if "agent is online" in line or "agent was online" in line] == ["why"]
 
 
+def test_list_that_leaves_items_out_says_so(api: InMemoryApi, command: Command) -> None:
+    add(api, *(f"run-{number}" for number in range(51)))
+
+    cut, whole = command("item", "list"), command("item", "list", "--limit", "51")
+
+    assert len(cut.stdout.splitlines()) == 1 + 50
+    assert cut.stderr == "There are more than these 50: --limit N shows more.\n"
+    assert len(whole.stdout.splitlines()) == 1 + 51
+    assert whole.stderr == ""
+
+
 def propose(api: InMemoryApi, run: QueuedRun, state: State) -> None:
     async def call(session: Session) -> None:
         assert (await session.server.propose(UUID(run.id), state)).accepted
