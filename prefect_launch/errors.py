@@ -113,6 +113,10 @@ class NoRoomError(UnreachableError):
     """
 
 
+class NothingMadeError(NoRoomError):
+    """There is no room for a run whose start would make it, so that nothing of it is there."""
+
+
 class RunLostError(InfrastructureError):
     """What an item was to run in is gone before it ran: a retry rule sees that it is lost."""
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import anyio
 
-from prefect_launch.errors import LaunchError, NoRoomError, UnreachableError
+from prefect_launch.errors import LaunchError, NoRoomError, NothingMadeError, UnreachableError
 from prefect_launch.queues.agent_status import problem_of
 from prefect_launch.runners.base import Runner
 
@@ -174,12 +174,15 @@ class RunnerHealth:
             is_moot: whether it need not be made any more.
 
         Raises:
+            NothingMadeError: when there is no room, and nothing that could wait for it.
             UnreachableError: when the resource is back, and the call is moot.
         """
         refusals = 0
         while True:
             try:
                 return await call()
+            except NothingMadeError:
+                raise
             except NoRoomError:
                 refusals += 1
                 with anyio.move_on_after(self._pause(refusals)):

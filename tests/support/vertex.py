@@ -400,6 +400,9 @@ class VertexCloud:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(request.content)
             return httpx.Response(200, json={"name": params["name"]})
+        if request.method == "DELETE":
+            (bucket / name).rmdir()
+            return httpx.Response(204)
         if name is not None:
             file = bucket / name
             return httpx.Response(200, content=file.read_bytes()) if file.is_file() else _error(404, "NOT_FOUND", name)

@@ -19,7 +19,7 @@ from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.ownership import log_lost
 from prefect_launch.core.filesystem import remove_tree
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.errors import ItemGoneError, LaunchError, NoRoomError, UnreachableError
+from prefect_launch.errors import ItemGoneError, LaunchError, NoRoomError, NothingMadeError, UnreachableError
 
 if TYPE_CHECKING:
     from prefect_launch.runners.base import ExitStatus
@@ -50,11 +50,11 @@ class AttemptCleanup:
             text = "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip()
             log.debug("%s failed to start\n%s", self._running.id, self._running.masked(text))
 
-    async def abort(self, outcome: Outcome) -> Outcome:
+    async def abort(self, outcome: Outcome, *, is_made: bool = True) -> Outcome:
         """End an item that does not come to run; what was created for it is stopped and removed first."""
         await self._read_log()
         plan = self._attempt.facts.plan
-        if not await self._clear_away():
+        if is_made and not await self._clear_away():
             outcome = outcome.not_again("What was created for it could not be removed.")
         elif self._running.handle is not None and plan is not None:
             if outcome.state is ItemState.CANCELLED:
@@ -71,7 +71,8 @@ class AttemptCleanup:
             health.mark_full(self._running.queue, why)
         elif self._attempt.known_runner is not None:
             health.mark_down(self._attempt.part, why)
-        return await self.abort(Outcome(state=ItemState.QUEUED, message=str(error)))
+        queued = Outcome(state=ItemState.QUEUED, message=str(error))
+        return await self.abort(queued, is_made=not isinstance(error, NothingMadeError))
 
     async def fail_unwatchable(self, outcome: Outcome) -> Outcome:
         """End an item whose run cannot be watched; one that cannot be stopped either must get no second attempt."""

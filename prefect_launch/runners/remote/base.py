@@ -34,7 +34,7 @@ import anyio
 from prefect_launch.core.output_limits import LeftOut
 from prefect_launch.core.pace import Pace
 from prefect_launch.core.supervision import OwnedTasks
-from prefect_launch.errors import InfrastructureError, LaunchError
+from prefect_launch.errors import InfrastructureError, LaunchError, NoRoomError, NothingMadeError
 from prefect_launch.runners.base import (
     NEVER_STARTED,
     TAKEOVER_SECONDS,
@@ -222,7 +222,11 @@ class RemoteRunner(Runner):
             if not await self._is_stopped(handle) and await self._is_there(handle):
                 await self.release(RunHandle.parse(handle).job)
         elif (plan := self._not_submitted.get(handle)) is not None:
-            await self._submit(plan)
+            try:
+                await self._submit(plan)
+            except NoRoomError as error:
+                self._not_submitted.pop(handle, None)
+                raise NothingMadeError(str(error)) from error
             # Only now: a submission whose answer was lost is made again.
             self._not_submitted.pop(handle, None)
         self._part(handle).poller.wake()

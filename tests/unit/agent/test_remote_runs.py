@@ -7,15 +7,16 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 import pytest
 
+from prefect_launch.agent import runner_health
 from prefect_launch.client.launch_add import alaunch_add_many
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.units import parse_size
-from prefect_launch.errors import InfrastructureError, SpecError, UnsafeSpecError
+from prefect_launch.errors import InfrastructureError, NoRoomError, SpecError, UnsafeSpecError
 from prefect_launch.queues.agent_status import queue_activity
 from prefect_launch.queues.session import Session
 from prefect_launch.queues.wait_reason import WaitCause, why_waiting
@@ -80,6 +81,33 @@ async def test_amount_that_a_queues_limit_gave_is_told_where_the_item_waits_or_i
         item = await bench.until(await bench.read(UUID(run.id)), state)
     note = "from the queue's limits, not the item: memory 100g"
     assert (item.message or "").startswith(message.format(note=note))
+
+
+class _Refusing(InMemoryUnholdingRunner):
+    """A runner on a cluster whose quota is used up until it has room."""
+
+    lag_seconds: ClassVar[float] = 0.05
+    has_room: ClassVar[bool] = False
+
+    async def submit(self, plan: RunPlan) -> RemoteJob:
+        if not self.has_room:
+            raise NoRoomError("The account's quota is used up.")
+        return await super().submit(plan)
+
+
+async def test_item_without_room_goes_back_to_its_queue_where_to_submit_is_to_start(
+    bench: ClusterBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_health, "_PAUSE_SECONDS", 0.2)
+    items = await bench.add(3)
+    async with bench.running(kind=_Refusing, max_jobs=2) as agent:
+        await eventually(lambda: bench.states(items[0]), lambda states: states[:3] == ["Queued", "Pending", "Queued"])
+        health = agent.context.runner_health
+        await eventually(lambda: asyncio.sleep(0, health.describe()), lambda said: "account's quota is used up" in said)
+        monkeypatch.setattr(_Refusing, "has_room", True)
+        for item in items:
+            await bench.until(item, "Completed")
+    assert len(bench.cluster.started) == len(set(bench.cluster.started)) == len(items)
 
 
 async def test_item_that_the_cluster_starts_at_once_is_never_shown_as_waiting(bench: ClusterBench) -> None:

@@ -198,6 +198,8 @@ class TrainingJobs:
         """Whether a job that SageMaker refuses is there: an earlier answer was lost, and it may use up the quota."""
         try:
             job = await self._describe(name)
+        except UnreachableError:
+            raise  # It is asked for again.
         except LaunchError:
             return False  # Its note stays.
         if job is None:

@@ -7,6 +7,7 @@ there, and a lifecycle rule of the bucket can remove what is old.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -14,7 +15,7 @@ from urllib.parse import quote
 import anyio
 
 from prefect_launch.core.output_limits import MAX_DEPTH, OUTPUTS_FILE, TOO_DEEP, LeftOut, Selection
-from prefect_launch.errors import InfrastructureError, QueueError
+from prefect_launch.errors import InfrastructureError, LaunchError, QueueError
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.runners.remote.vertex.client import GoogleClient, Service
 
@@ -48,6 +49,14 @@ async def make_folder(client: GoogleClient, folder: str) -> None:
             " config."
         )
     client.good(answer, f"to write into gs://{bucket}")
+
+
+async def remove_folder(client: GoogleClient, folder: str) -> None:
+    """Remove a folder that was made for a job which is not; one that cannot be removed is left."""
+    bucket, name = _split(folder)
+    with suppress(LaunchError):
+        path = f"/storage/v1/b/{bucket}/o/{quote(name, safe='')}"
+        await client.call(Service.STORAGE, "DELETE", path, may_be_forbidden=True)
 
 
 async def check_bucket(client: GoogleClient, folder: str) -> None:

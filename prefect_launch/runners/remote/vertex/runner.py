@@ -19,7 +19,7 @@ import anyio
 from pydantic import BaseModel
 
 from prefect_launch.core.output_limits import LeftOut
-from prefect_launch.errors import LaunchError, UnreachableError
+from prefect_launch.errors import LaunchError, NoRoomError, UnreachableError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import Finding, RunPlan
 from prefect_launch.runners.fill_rule import FillRule, Keys
@@ -33,7 +33,7 @@ from prefect_launch.runners.remote.vertex.client import GoogleClient
 from prefect_launch.runners.remote.vertex.fields import snake_case
 from prefect_launch.runners.remote.vertex.jobs import VertexJobs
 from prefect_launch.runners.remote.vertex.logs import VertexLogs
-from prefect_launch.runners.remote.vertex.outputs import check_bucket, keep_outputs, make_folder
+from prefect_launch.runners.remote.vertex.outputs import check_bucket, keep_outputs, make_folder, remove_folder
 from prefect_launch.runners.remote.vertex.status import parse_time, read_job, state_of
 
 #: How long after a job's end its last log entries may come.
@@ -161,14 +161,16 @@ class VertexRunner(RemoteRunner):
         if job is not None:
             return read_job(job)
         body = vertex_options.custom_job(plan)
-        await make_folder(self._client, body["jobSpec"]["baseOutputDirectory"]["outputUriPrefix"])
+        folder = body["jobSpec"]["baseOutputDirectory"]["outputUriPrefix"]
+        await make_folder(self._client, folder)
         await anyio.to_thread.run_sync(self._notes.write, plan.name, _Asked())
         try:
             return read_job(await self._jobs.create(body))
-        except UnreachableError:
-            raise  # It may have been made.
-        except LaunchError:
-            await anyio.to_thread.run_sync(self._notes.remove, plan.name)
+        except LaunchError as error:
+            # It may have been made where Google was not reached.
+            if isinstance(error, NoRoomError) or not isinstance(error, UnreachableError):
+                await anyio.to_thread.run_sync(self._notes.remove, plan.name)
+                await remove_folder(self._client, folder)
             raise
 
     async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob | LaunchError]:

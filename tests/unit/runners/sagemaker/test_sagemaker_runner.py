@@ -195,6 +195,18 @@ async def test_job_whose_answer_was_lost_is_the_run_though_the_next_try_finds_th
     assert len(world.aws.jobs) == 1
 
 
+async def test_refused_job_is_not_taken_for_none_while_nobody_can_look_for_it(
+    world: SageMakerWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def expire(given: dict[str, Any]) -> dict[str, Any]:
+        raise AwsError("ExpiredTokenException", "The security token included in the request is expired")
+
+    monkeypatch.setattr(world.aws, "describe_training_job", expire)
+    world.aws.refusal = AwsError("ResourceLimitExceeded", "The limit 'ml.m5' is 2 Instances, in use 2.")
+    with pytest.raises(UnreachableError, match="keys have expired"):
+        await started(world.runner(), world.plan(SUCCEED))
+
+
 # --- how often AWS is asked ---
 
 

@@ -284,6 +284,8 @@ async def test_quota_that_is_used_up_leaves_the_item_in_its_queue(world: VertexW
     cloud.faults.append(refuse)
     with pytest.raises(NoRoomError, match=r"no quota for the job now: .*a100_gpus"):
         await started(world.runner(), world.plan())
+    assert list((cloud.folder / "gcs" / BUCKET).rglob("launch-*")) == []
+    assert list((world.folder / "home" / "remote" / "vertex").glob("*.json")) == []
 
 
 @pytest.mark.parametrize(
