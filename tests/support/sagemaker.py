@@ -279,7 +279,10 @@ class FakeAws:
     def get_log_events(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the events of a stream behind a token, or since a time."""
         name = given["logStreamName"]
-        events = self.jobs[name.partition("/")[0]].streams[name]
+        job = self.jobs.get(name.partition("/")[0])
+        if job is None or name not in job.streams:
+            raise AwsError("ResourceNotFoundException", "The specified log stream does not exist.")
+        events = job.streams[name]
         there = list(itertools.takewhile(lambda event: event[1] <= time.time(), events))
         start = next(
             (number for number, event in enumerate(there) if event[0] >= given.get("startTime", 0)), len(there)

@@ -39,6 +39,7 @@ from prefect_launch.runners.base import (
     NEVER_STARTED,
     TAKEOVER_SECONDS,
     ExitStatus,
+    Finding,
     Found,
     Labels,
     Runner,
@@ -450,6 +451,20 @@ class RemoteRunner(Runner):
 
     async def _is_stopped(self, handle: str) -> bool:
         return await anyio.to_thread.run_sync(self._stop_note(handle).exists)
+
+
+async def finding_of(name: str, check: Callable[[], Awaitable[None]]) -> Finding:
+    """Return what a check finds.
+
+    Args:
+        name: of what is looked at.
+        check: raises a LaunchError when it is not well.
+    """
+    try:
+        await check()
+    except LaunchError as error:
+        return Finding(name=name, is_ok=False, detail=str(error))
+    return Finding(name=name, is_ok=True)
 
 
 class _Part(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
@@ -43,6 +44,24 @@ class _Place(BaseModel):
         at = max(self.at, *(int(one["timestamp"]) for one in events))
         seen = sum(one["timestamp"] == at for one in events) + (self.seen if at == self.at else 0)
         return _Place(token=token, at=at, seen=seen)
+
+
+async def check_logs(clients: AwsClients) -> None:
+    """Check that logs of training jobs can be read.
+
+    Raises:
+        LaunchError: when they cannot.
+    """
+    client = await clients.get("logs")
+    streams = partial(client.describe_log_streams, logStreamNamePrefix="launch-", limit=1)
+    events = partial(client.get_log_events, logStreamName="launch-/algo-1")  # Of no job.
+    for right, call in (("logs:DescribeLogStreams", streams), ("logs:GetLogEvents", events)):
+        with aws_errors(f"logs of training jobs ({right})"):
+            try:
+                await call(logGroupName=GROUP)
+            except Exception as error:
+                if error_code(error) != "ResourceNotFoundException":
+                    raise
 
 
 class JobLog:

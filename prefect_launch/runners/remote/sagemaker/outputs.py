@@ -39,6 +39,18 @@ def output_place(job: Mapping[str, Any]) -> tuple[str, str]:
     return bucket, posixpath.join(prefix.strip("/"), job["TrainingJobName"], "output").lstrip("/")
 
 
+async def check_place(clients: AwsClients, uri: str) -> None:
+    """Check that outputs can be looked for in a place in S3.
+
+    Raises:
+        LaunchError: when they cannot.
+    """
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    client = await clients.get("s3")
+    with aws_errors(f"what is below {uri} (s3:ListBucket)"):
+        await client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+
+
 async def keep_outputs(clients: AwsClients, job: Mapping[str, Any], plan: RunPlan) -> LeftOut:
     """Bring what an ended job has left into its run's folder, and return what is left out.
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -21,13 +22,13 @@ from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import Finding, RunPlan
 from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.option_values import Amount, Quantity
-from prefect_launch.runners.remote.base import RemoteRunner
+from prefect_launch.runners.remote.base import RemoteRunner, finding_of
 from prefect_launch.runners.remote.image_plan import refuse_base_image
 from prefect_launch.runners.remote.jobs import LogPart, RemoteJob, RunHandle
 from prefect_launch.runners.remote.sagemaker import options as sagemaker_options
 from prefect_launch.runners.remote.sagemaker.jobs import AwsClients, TrainingJobs
-from prefect_launch.runners.remote.sagemaker.logs import JobLog
-from prefect_launch.runners.remote.sagemaker.outputs import keep_outputs
+from prefect_launch.runners.remote.sagemaker.logs import JobLog, check_logs
+from prefect_launch.runners.remote.sagemaker.outputs import check_place, keep_outputs
 from prefect_launch.runners.remote.sagemaker.request import (
     MAX_VARIABLE_CHARS,
     check_fields,
@@ -155,7 +156,14 @@ class SageMakerRunner(RemoteRunner):
             found.append(Finding(name="AWS", is_ok=True, detail=f"{who} in {region}"))
         except LaunchError as error:
             return [Finding(name="AWS", is_ok=False, detail=str(error))]
-        return [*found, *await super().diagnose(options)]
+        found += await super().diagnose(options)
+        if not all(one.is_ok for one in found):
+            return found
+        checks: dict[str, Callable[[], Awaitable[None]]] = {"right to read logs": partial(check_logs, self._clients)}
+        place = (options.get("output-data-config") or {}).get("S3OutputPath")
+        if isinstance(place, str) and "{" not in place:
+            checks["outputs in S3"] = partial(check_place, self._clients, place)
+        return [*found, *[await finding_of(name, check) for name, check in checks.items()]]
 
     # --- what SageMaker offers ---
 

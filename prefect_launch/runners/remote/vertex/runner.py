@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -24,7 +24,7 @@ from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import Finding, RunPlan
 from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.option_values import Amount, Quantity
-from prefect_launch.runners.remote.base import RemoteRunner
+from prefect_launch.runners.remote.base import RemoteRunner, finding_of
 from prefect_launch.runners.remote.image_plan import refuse_base_image
 from prefect_launch.runners.remote.job_notes import JobNotes
 from prefect_launch.runners.remote.jobs import LogPart, RemoteJob, RemoteState
@@ -131,13 +131,13 @@ class VertexRunner(RemoteRunner):
         where = f"project {await account.project()}, region {account.region}, as {await account.identity()}"
         spec = {snake_case(name): value for name, value in (options.get("spec") or {}).items()}
         bucket = spec.get("staging_bucket")
-        checks: dict[str, Callable[[], Any]] = {"right to read logs": self._logs.ping}
+        checks: dict[str, Callable[[], Awaitable[None]]] = {"right to read logs": self._logs.ping}
         if isinstance(bucket, str) and bucket.startswith("gs://") and "{" not in bucket:
             checks["staging bucket"] = lambda: check_bucket(self._client, bucket)
         return [
             *found,
             Finding(name="Vertex AI", is_ok=True, detail=where),
-            *[await _finding(name, check) for name, check in checks.items()],
+            *[await finding_of(name, check) for name, check in checks.items()],
         ]
 
     async def remove(self, handle: str) -> None:
@@ -224,11 +224,3 @@ class VertexRunner(RemoteRunner):
             since = 0.0 if ended is None else time.time() - ended.timestamp()
             self._log_due[name] = time.monotonic() + min(_LOG_SETTLE_SECONDS, max(0.0, _LOG_SETTLE_SECONDS - since))
         return self._log_due[name]
-
-
-async def _finding(name: str, check: Callable[[], Any]) -> Finding:
-    try:
-        await check()
-    except LaunchError as error:
-        return Finding(name=name, is_ok=False, detail=str(error))
-    return Finding(name=name, is_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import tarfile
 from datetime import datetime, timezone
 from typing import Any
@@ -15,8 +16,9 @@ from prefect_launch.errors import AgentConfigError, InfrastructureError, NoRoomE
 from prefect_launch.runners.base import ExitStatus, Labels, RunPlan, RunState
 from prefect_launch.runners.remote.jobs import RemoteState
 from prefect_launch.runners.remote.sagemaker.status import status_of
+from prefect_launch.spec.option_names import normalise_options
 from prefect_launch.testing.runner_contract import FAIL, LOG, SLEEP, SUCCEED, run
-from tests.support.sagemaker import ACCOUNT, BUCKET, AwsError, Job
+from tests.support.sagemaker import ACCOUNT, BUCKET, QUEUE, AwsError, Job
 from tests.unit.runners.sagemaker.world import QuickRunner, SageMakerWorld
 
 
@@ -205,6 +207,40 @@ async def test_refused_job_is_not_taken_for_none_while_nobody_can_look_for_it(
     world.aws.refusal = AwsError("ResourceLimitExceeded", "The limit 'ml.m5' is 2 Instances, in use 2.")
     with pytest.raises(UnreachableError, match="keys have expired"):
         await started(world.runner(), world.plan(SUCCEED))
+
+
+# --- what the agent lacks ---
+
+
+async def test_check_looks_at_identity_jobs_logs_and_outputs(world: SageMakerWorld) -> None:
+    found = await world.runner().diagnose(normalise_options(QUEUE))
+
+    assert [(one.name, one.is_ok) for one in found] == [
+        *(("AWS", True), ("reachable", True), ("right to read logs", True), ("outputs in S3", True)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("describe_log_streams", r"logs of training jobs \(logs:DescribeLogStreams\)"),
+        ("get_log_events", r"logs of training jobs \(logs:GetLogEvents\)"),
+        ("", r"what is below s3://launch-outputs/launch \(s3:ListBucket\)"),
+    ],
+)
+async def test_check_names_the_right_that_the_agent_lacks(
+    world: SageMakerWorld, monkeypatch: pytest.MonkeyPatch, call: str, words: str
+) -> None:
+    def refuse(given: dict[str, Any]) -> dict[str, Any]:
+        raise AwsError("AccessDeniedException", "not authorized")
+
+    if call:
+        monkeypatch.setattr(world.aws, call, refuse)
+    else:
+        world.aws.s3_refusal = AwsError("AccessDenied", "Access Denied")
+    (lacked,) = [one for one in await world.runner().diagnose(normalise_options(QUEUE)) if not one.is_ok]
+
+    assert re.search(f"AWS does not let the agent have {words}", lacked.detail)
 
 
 # --- how often AWS is asked ---
