@@ -10,13 +10,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 
 from prefect_launch.queues.agent_status import read_drain_request
 from tests.support.live import Site, until
 from tests.support.prefect_server import warm_prefect
 from tests.support.processes import ChildProcess
+from tests.support.requests import send
 
 if TYPE_CHECKING:
     from tests.support.prefect_server import PrefectServerProcess
@@ -41,13 +41,13 @@ def environment(site: Site) -> dict[str, str]:
 def shifts(site: Site, *states: str) -> list[dict[str, Any]]:
     """The runs of the served agent in these states (of all when none is named), as the API gives them."""
     body = {"deployments": {"name": {"any_": [site.name]}}, "flows": {"name": {"any_": ["launch-agent"]}}}
-    found: list[dict[str, Any]] = httpx.post(f"{site.api_url}/flow_runs/filter", json=body).json()
+    found: list[dict[str, Any]] = send("POST", f"{site.api_url}/flow_runs/filter", json=body).json()
     return [run for run in found if not states or run["state_type"] in states]
 
 
 def task_runs(site: Site, shift: dict[str, Any]) -> list[dict[str, Any]]:
     body = {"flow_runs": {"id": {"any_": [shift["id"]]}}}
-    found: list[dict[str, Any]] = httpx.post(f"{site.api_url}/task_runs/filter", json=body).json()
+    found: list[dict[str, Any]] = send("POST", f"{site.api_url}/task_runs/filter", json=body).json()
     return found
 
 

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 
 from prefect_launch.errors import ServerFailedError
 from prefect_launch.queues.session import Session
 from tests.support.live import Site
+from tests.support.requests import send
 
 if TYPE_CHECKING:
     from tests.support.prefect_server import PrefectServerProcess
@@ -33,8 +33,7 @@ def test_agent_ends_what_cannot_be_listed_and_deactivates_the_schedule_that_make
         # As any client of Prefect may: the last look before a request of ours leaves would not let it out.
         content = None if body is None else json.dumps(body)
         headers = {"content-type": "application/json"}
-        answer = httpx.request(method, f"{prefect_server.api_url}{path}", content=content, headers=headers, timeout=30)
-        answer.raise_for_status()
+        answer = send(method, f"{prefect_server.api_url}{path}", content=content, headers=headers)
         return answer.json() if answer.content else None
 
     schedule = {"interval": 86_400, "anchor_date": "2020-01-01T00:00:00Z"}

@@ -30,6 +30,7 @@ from prefect_launch.errors import ItemGoneError
 from prefect_launch.server.values import Item, LogRecord, State
 from prefect_launch.testing import InMemoryServer
 from tests.support.processes import ChildProcess
+from tests.support.requests import send
 
 _LOOK_SECONDS = 0.02
 _END_SECONDS = 30.0
@@ -273,8 +274,7 @@ class PrefectWorkerProcess:
         folder.mkdir(parents=True, exist_ok=True)
         self.pool, self._api_url, self._kind, self._folder = pool, api_url, kind, folder
         self._process: ChildProcess | None = None
-        made = httpx.post(f"{api_url}/work_pools/", json={"name": pool, "type": kind}, timeout=60)
-        made.raise_for_status()
+        send("POST", f"{api_url}/work_pools/", json={"name": pool, "type": kind})
 
     def start(self) -> None:
         """Start the worker, and wait until the server knows it."""

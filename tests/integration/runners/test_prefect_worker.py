@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import httpx
 import pytest
 
 from prefect_launch.client.queued_run import QueuedRun
@@ -19,6 +18,7 @@ from prefect_launch.server.secrets import reference_to
 from tests.support.engine_cases import EngineContract, EnginePlace
 from tests.support.live import REPORT_LOSS, Site, until
 from tests.support.prefect_worker import PrefectWorkerProcess
+from tests.support.requests import send
 
 if TYPE_CHECKING:
     from tests.support.docker_engine import DockerEngine
@@ -51,7 +51,7 @@ def elsewhere(
 def child_of(site: Site, run: QueuedRun) -> dict[str, Any]:
     """The child flow run of an item's only attempt."""
     wanted = {"flows": {"name": {"any_": [FLOW]}}, "flow_runs": {"tags": {"all_": [f"launch-item-{run.id}"]}}}
-    found = httpx.post(f"{site.api_url}/flow_runs/filter", json=wanted, timeout=60).json()
+    found = send("POST", f"{site.api_url}/flow_runs/filter", json=wanted).json()
     return dict(found[0]) if found else {}
 
 
@@ -98,7 +98,7 @@ def test_items_end_as_their_jobs_in_another_work_pool_did(
     [link] = [artifact for artifact in site.artifacts(done) if artifact.key == "launch-elsewhere"]
     assert f"/runs/flow-run/{child['id']}" in link.data
     wanted = {"logs": {"flow_run_id": {"any_": [child["id"]]}}}
-    logged = httpx.post(f"{site.api_url}/logs/filter", json=wanted, timeout=60).text
+    logged = send("POST", f"{site.api_url}/logs/filter", json=wanted).text
     assert f"hello {MASK}" in logged
     assert value not in json.dumps(child) + logged
     assert child_of(site, failed)["state_name"] == "Failed"
@@ -123,7 +123,7 @@ def test_item_is_told_when_its_child_is_cancelled_in_the_ui(elsewhere: Site, age
     agents.append(site.agent_process())
     until(lambda: logged_by(site, run, "begun"))
     body = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
-    httpx.post(f"{site.api_url}/flow_runs/{child_of(site, run)['id']}/set_state", json=body, timeout=60)
+    send("POST", f"{site.api_url}/flow_runs/{child_of(site, run)['id']}/set_state", json=body)
     until(lambda: state_of(site, run) == "Cancelled")
     assert "exit code 5" in str(site.flow_run(run).state and site.flow_run(run).state.message)  # type: ignore[union-attr]
 
