@@ -17,7 +17,7 @@ from prefect_launch.client.api import use_api
 from prefect_launch.client.launch_add import launch_add
 from prefect_launch.runners.base import Labels
 
-_LOOP_ITEMS = 60
+_LOOP_ITEMS = 100
 _FLOW_ITEMS = 20
 _WARM_UP = 3
 _ITEMS_PER_FLOOR = 2
