@@ -39,8 +39,8 @@ _SETTLE_SECONDS: Final = 3.0
 _IDLE_SECONDS: Final = 20.0
 _START_SECONDS: Final = 120.0
 _WAKES: Final = 5
-#: Fewer have all ended before a second agent is awake.
-_QUICK_ITEMS: Final = 24
+#: More than eight agents have in work at a time: fewer tell no rate.
+_QUICK_ITEMS: Final = 40
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def measure(place: Place) -> list[Figure]:
 
 
 def _containers(place: Place) -> list[Figure]:
-    image, count = place.shell_image, place.rounds(_CONTAINERS)
+    image, count = place.shell_image, place.at_a_time(_CONTAINERS, _CONTAINER_SLOTS)
     specs = [{"docker": {"docker_image": image}, "overrides": {"entry_point": ["true"]}}] * count
 
     def alone(parallel: int) -> Pace:
@@ -74,7 +74,7 @@ def _containers(place: Place) -> list[Figure]:
 
 
 def _processes(place: Place) -> list[Figure]:
-    specs = [{"job": instant_job(place)}] * place.rounds(_PROCESSES)
+    specs = [{"job": instant_job(place)}] * place.at_a_time(_PROCESSES, PROCESS_SLOTS)
 
     def floor(name: str) -> Pace:
         paces = [_bare_pace(place, f"throughput-calls-{name}-{slots}", specs, slots) for slots in _CALLS]

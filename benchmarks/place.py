@@ -50,6 +50,10 @@ class Place:
         """Return how often to measure: `count` times, or a few times when it is to be quick."""
         return max(3, count // 50) if self.quick else count
 
+    def at_a_time(self, count: int, parallel: int) -> int:
+        """Return with how many things to measure a rate: `count`, or as few as tell one when it is to be quick."""
+        return 2 * parallel + 2 if self.quick else count
+
     @property
     def warm_up(self) -> int:
         """How many rounds do not count, since they fill caches: one, or none when it is to be quick."""

@@ -1,15 +1,18 @@
-"""The table and the chart of what an item costs with several agents."""
+"""Figures of several agents: how many items give one, and the table and the chart of what an item costs."""
 
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from benchmarks import agents_chart
-from benchmarks.agent_load import Load
+from benchmarks.agent_load import SLOTS, Load, items_of
+from benchmarks.bench_throughput import PROCESS_SLOTS
 from benchmarks.other_work import Pace
+from benchmarks.place import Place
 
 
 def test_new_figures_take_the_place_of_old_ones_and_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +32,14 @@ def test_new_figures_take_the_place_of_old_ones_and_are_drawn(tmp_path: Path, mo
     }
     assert ">1 API process<" in agents_chart.chart()
     assert "| 8 | 10.0 | 120 ms |" in agents_chart.page("")
+
+
+def test_quick_run_measures_more_than_is_in_work_at_a_time(tmp_path: Path) -> None:
+    place = Place(tmp_path, ExitStack(), quick=True, deepest=10)
+
+    for slots in (4, PROCESS_SLOTS):  # The floor of containers takes half, two at a time.
+        assert place.at_a_time(60, slots) > max(slots, 2 * 2 + 1)
+    assert items_of(place, 300) > 8 * SLOTS
 
 
 def test_table_and_chart_are_what_the_command_makes_of_what_is_kept() -> None:
