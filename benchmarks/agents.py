@@ -70,11 +70,14 @@ def running_agent(
 
 def main() -> None:
     """Be the agent that the command line names, until it is interrupted."""
-    from prefect_launch.agent import create_and_run_agent
-    from prefect_launch.agent.entry.flow import launch_agent
-    from prefect_launch.client.api import Api
-    from prefect_launch.runners.docker.runner import LocalContainerRunner
-    from prefect_launch.runners.process.runner import LocalProcessRunner
+    from prefect_launch.cli.process import loading
+
+    with loading():  # As `prefect-launch agent start` does.
+        from prefect_launch.agent import create_and_run_agent
+        from prefect_launch.agent.entry.flow import launch_agent
+        from prefect_launch.client.api import Api
+        from prefect_launch.runners.docker.runner import LocalContainerRunner
+        from prefect_launch.runners.process.runner import LocalProcessRunner
 
     front, config = sys.argv[1], json.loads(sys.argv[2])
     if sys.argv[3:]:
