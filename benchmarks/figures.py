@@ -107,9 +107,10 @@ def print_table(figures: Iterable[Figure], *, console: Console | None = None) ->
         console: where to; standard output when left out.
     """
     table = Table("what", "measured", "floor", "ratio", "floor is", "goal", "met", title="prefect-launch, measured")
+    for column in table.columns[:4]:
+        column.no_wrap = True
     for column in table.columns[1:4]:
         column.justify = "right"
-        column.no_wrap = True
     for figure in figures:
         table.add_row(
             figure.name,
