@@ -80,7 +80,7 @@ def test_megabytes_that_are_blank_are_jumped_over_at_once() -> None:
     for data in (b"\r" * 20_000_000, b"x" + b"\r" * 20_000_000, b" \r" * 10_000_000):
         assert as_shown(data) == data[:1].strip()
 
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 60  # Piece by piece it would be hours.
 
 
 @pytest.mark.parametrize(
