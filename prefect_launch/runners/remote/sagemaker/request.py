@@ -115,11 +115,11 @@ def label_value(tag: str) -> str:
 # --- what SageMaker cannot run ---
 
 
-def check_fields(options: Mapping[str, Any]) -> None:
-    """Refuse fields that are not as SageMaker takes them; those that a submitter may set may still be to come.
+def check_fields(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that options set, with the role's ARN; those that a submitter may set may still be to come.
 
     Raises:
-        SpecError: naming each.
+        SpecError: naming each that is not as SageMaker takes it.
     """
     fields = read_fields(options)
     _check_there(fields, REQUIRED_OF_OWNER)
@@ -137,6 +137,7 @@ def check_fields(options: Mapping[str, Any]) -> None:
                 f"resource_args.sagemaker.AlgorithmSpecification.{key} says what a job runs, and an item brings that"
                 " itself: its image, entry point and arguments. Leave it out."
             )
+    return fields
 
 
 def _check_there(fields: Mapping[str, Any], names: Iterable[str]) -> None:
@@ -160,13 +161,12 @@ def check_plan(plan: RunPlan) -> None:
             "A program of prefect-launch's own, such as a sweep's scheduler, does not run on sagemaker: it needs the"
             " agent's environment. Give the sweep a queue of the resource local-process."
         )
-    fields = read_fields(plan.options)
+    fields = check_fields(plan.options)
     _check_there(fields, REQUIRED)
-    check_fields(plan.options)
     _check_image(plan)
     _check_words(plan)
     _check_environment(plan)
-    check_shape(training_job(plan, plan.name, role_arn(fields["RoleArn"])))
+    check_shape(training_job(plan, plan.name, fields["RoleArn"]))
 
 
 def _check_image(plan: RunPlan) -> None:
