@@ -146,19 +146,17 @@ class AwsAccount:
         from aiobotocore.credentials import AioDeferredRefreshableCredentials, AioRefreshableCredentials
 
         block = await self._block()
-        session, found = self._new_session(block), await self._find_keys(block)
-        if not isinstance(found, AioRefreshableCredentials):
-            kept = AioDeferredRefreshableCredentials(self._keys_now, method="read-again")
-            session.register_component("credential_provider", _Provider(kept))
+        session = self._new_session(block)
+        found = await _find_keys(session, block)
+        renewed = AioDeferredRefreshableCredentials(self._keys_now, method="read-again")
+        source = found if isinstance(found, AioRefreshableCredentials) else renewed
         role = self.settings.role_arn or block.get("assume_role_arn")
-        if not role:
-            return session
-        if found is None:
+        if role and found is None:
             raise AgentConfigError(_nobody(f"and only somebody can assume the role {role!r}"))
         given = {} if self.settings.role_arn else block.get("assume_role_kwargs") or {}
-        source, assuming = await session.get_credentials(), self._new_session(block)
-        assuming.register_component("credential_provider", _Provider(_assumed(session, source, role, given, region)))
-        return assuming
+        kept = _assumed(session, source, role, given, region) if role else source
+        session.register_component("credential_provider", _Provider(kept))
+        return session
 
     def _new_session(self, block: Mapping[str, Any]) -> Any:
         from aiobotocore.session import AioSession
@@ -187,18 +185,11 @@ class AwsAccount:
                 )
         return found
 
-    async def _find_keys(self, block: Mapping[str, Any]) -> Any:
-        """Return the credentials that a block has, or else this machine now; None: it is nobody."""
-        session = self._new_session(block)
-        if block.get("aws_access_key_id"):
-            names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-            session.set_credentials(*map(block.get, names))
-        return await session.get_credentials()
-
     async def _keys_now(self) -> dict[str, str | None]:
         from botocore.exceptions import NoCredentialsError
 
-        found = await self._find_keys(await self._block())
+        block = await self._block()
+        found = await _find_keys(self._new_session(block), block)
         if found is None:
             raise NoCredentialsError
         keys = await found.get_frozen_credentials()
@@ -218,6 +209,16 @@ class _Provider:
 
     async def load_credentials(self) -> Any:
         return self._credentials
+
+
+async def _find_keys(session: Any, block: Mapping[str, Any]) -> Any:
+    """Return the credentials that a block has, or else this machine now; None: it is nobody."""
+    from aiobotocore.credentials import AioCredentials
+
+    if block.get("aws_access_key_id"):
+        return AioCredentials(*map(block.get, ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")))
+    # Not by the session's own method: the session would keep what it finds.
+    return await session.get_component("credential_provider").load_credentials()
 
 
 def _check_installed() -> None:
