@@ -11,10 +11,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.support.prefect_server import server_on_sqlite
+from tests.support.requests import send
 
 PROGRAM = Path(sys.executable).with_name("prefect-launch")
 DEMO_SECONDS = 240
@@ -67,8 +67,8 @@ def test_demo_of_a_sweep_shows_the_best_trial_and_serves_the_ui_until_interrupte
     assert float(rows[0][1]) == max(float(accuracy) for _, accuracy in rows)
     assert re.search(rf"{address[1]}/runs/flow-run/\S+  the sweep", shown)
 
-    page = httpx.get(f"{address[1]}/", trust_env=False)
-    settings = httpx.get(f"{address[1]}/ui-settings", trust_env=False).json()
+    page = send("GET", f"{address[1]}/", trust_env=False)
+    settings = send("GET", f"{address[1]}/ui-settings", trust_env=False).json()
     second = _run_demo(demo_home)
     demo.send_signal(signal.SIGINT)
 

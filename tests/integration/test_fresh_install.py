@@ -14,11 +14,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.support.prefect_server import PrefectServerProcess
 from tests.support.processes import ChildProcess
+from tests.support.requests import send
 
 PROJECT = Path(__file__).resolve().parents[2]
 INSTALL_SECONDS = 300
@@ -97,5 +97,5 @@ def test_unconstrained_install_starts_the_server_and_fires_a_schedule(
 def _scheduled_run_completed(api_url: str) -> bool:
     filters = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
     time.sleep(0.5)
-    runs = httpx.post(f"{api_url}/flow_runs/filter", json=filters, timeout=30).raise_for_status().json()
+    runs = send("POST", f"{api_url}/flow_runs/filter", json=filters).json()
     return any(run["auto_scheduled"] for run in runs)

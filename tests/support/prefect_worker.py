@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-import httpx
-
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import ItemGoneError
 from prefect_launch.server.values import Item, LogRecord, State
@@ -309,5 +307,5 @@ class PrefectWorkerProcess:
         return self._is_online()
 
     def _is_online(self) -> bool:
-        found = httpx.get(f"{self._api_url}/work_pools/{self.pool}", timeout=60)
-        return bool(found.status_code == 200 and found.json()["status"] == "READY")
+        pool = send("GET", f"{self._api_url}/work_pools/{self.pool}").json()
+        return bool(pool["status"] == "READY")
