@@ -7,7 +7,6 @@ what an item costs: requests by kind, and the CPU time of server, database and a
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.agents import running_agent
-from benchmarks.bare_server import empty
+from benchmarks.bare_server import Clients
 from benchmarks.calls import Counted, read_calls
 from benchmarks.cpu import cpu_ms
 from benchmarks.other_work import CoresUsed, Pace, other_work
@@ -39,8 +38,6 @@ _SETTLE_SECONDS: Final = 3.0
 _IDLE_SECONDS: Final = 20.0
 _START_SECONDS: Final = 120.0
 _WAKES: Final = 5
-#: More than eight agents have in work at a time: fewer tell no rate.
-_QUICK_ITEMS: Final = 40
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Load:
     """What was measured with so many agents.
 
     Attributes:
-        agents: how many; 0 is the server alone, with the same calls.
+        agents: how many, or how many processes send the calls alone.
         pace: items a second, and the cores that all programs took.
         server_ms: CPU time of all API processes for an item; so are the next two, of the database and of all
             agents, or of who sends the calls.
@@ -114,41 +111,47 @@ class Load:
         return sum(count for kind, count in self.calls.items() if kind.startswith("busy"))
 
 
-def items_of(place: Place, count: int) -> int:
-    """Return how many items to measure with: so many, or as few as show something."""
-    return _QUICK_ITEMS if place.quick else count
-
-
 def bare_load(site: Site, name: str, spec: Mapping[str, Any], count: int, *, clients: int, slots: int = SLOTS) -> Load:
-    """Measure the calls alone, from one process: each client has a queue of its own, so none takes another's items."""
+    """Measure the calls alone; each client is a process with a queue of its own, so none takes another's items."""
     each = count // clients
-    apis = [site.apis[number % len(site.apis)] for number in range(clients)]
     queues = [f"{name}-{number}" for number in range(clients)]
     made = [site.apis[0].create_run_queue(queue, "local-process") for queue in queues]
     for queue in queues:
         launch_add_many([spec] * each, queue, api=site.apis[0])
-
-    async def work() -> None:
-        await asyncio.gather(*(empty(api, queue, slots) for api, queue in zip(apis, queues, strict=True)))
-
-    before, own = site.cpu(), time.process_time()
+    work = Clients(site.api_urls, queues, slots)
+    before = site.cpu()
     with CoresUsed() as used:
-        asyncio.run(work())
-    own_ms = (time.process_time() - own) * 1000
+        own_ms = work.work()
     server, database = (now - then for now, then in zip(site.cpu(), before, strict=True))
     pace = used.pace(sorted(end for queue in queues for end in _ends(site, queue, each)), slots * clients)
     for one in made:
         one.delete()
     whole = each * clients
-    return Load(0, pace, server / whole, database / whole, own_ms / whole)
+    return Load(clients, pace, server / whole, database / whole, own_ms / whole)
 
 
-def load_beside(
-    load: Load, floor: Load, site: Site, name: str, spec: Mapping[str, Any], count: int, *, clients: int
-) -> Load:
-    """Measure the calls alone beside a program that takes as much of the cores as a load took more than its floor."""
+@dataclass(frozen=True)
+class Compared:
+    """Agents, and the calls alone from as many processes.
+
+    Attributes:
+        load: of the agents.
+        floor: of the calls alone.
+        beside: the same, beside programs that take as much of the cores as the agents took more than their floor.
+    """
+
+    load: Load
+    floor: Load
+    beside: Load
+
+
+def compared(place: Place, site: Site, name: str, spec: Mapping[str, Any], count: int, *, agents: int) -> Compared:
+    """Measure agents between their two floors: the server slows down as its database grows."""
+    floor = bare_load(site, f"{name}-calls-{agents}", spec, count, clients=agents)
+    load = agents_load(place, site, f"{name}-agents-{agents}", spec, count, agents=agents)
     with other_work(load.pace.more_than(floor.pace)):
-        return bare_load(site, name, spec, count, clients=clients)
+        beside = bare_load(site, f"{name}-beside-{agents}", spec, count, clients=agents)
+    return Compared(load, floor, beside)
 
 
 def agents_load(place: Place, site: Site, queue: str, spec: Mapping[str, Any], count: int, *, agents: int) -> Load:

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.agent_load import Load
+from benchmarks.agent_load import Compared, Load
 from benchmarks.chart import Axis, Point, line_chart
 from benchmarks.page import replaced, table
 
@@ -23,59 +23,62 @@ CHART: Final = _DOCS / "images" / "many-agents.svg"
 PAGE: Final = _DOCS / "operations.md"
 _COST: Final = "CPU of server and database for an item"
 _RATE: Final = "rate"
-_WHAT: Final = re.compile(rf"agents: ({_COST}|{_RATE}), PostgreSQL, (\d+) API, (\d+) agents")
+_AGENTS: Final = "agents"
+_CALLS: Final = "clients, the calls alone"
+_WHAT: Final = re.compile(rf"agents: ({_COST}|{_RATE}), PostgreSQL, (\d+) API, (\d+) ({_AGENTS}|{_CALLS})")
 _MS_STEP: Final = 50
 #: Figures by the number of API processes, and by that of agents.
 _Kept = Mapping[int, Mapping[int, float]]
 
 
-def keep(machine: str, loads: Mapping[int, Collection[Load]]) -> None:
+def keep(machine: str, measured: Mapping[int, Collection[Compared]]) -> None:
     """Keep what was measured, by the number of API processes, in the place of what was kept before."""
-    kept = [point for point in _points() if not _WHAT.fullmatch(point["what"])]
+    kept = [point for point in _points() if not point["what"].startswith("agents: ")]
     day = datetime.now(timezone.utc).date().isoformat()
     kept += [
         {"what": what, "figure": figure, "unit": unit, "machine": machine, "date": day}
-        for processes, of in loads.items()
-        for load in of
-        for what, figure, unit in _told(processes, load)
+        for processes, of in measured.items()
+        for found in of
+        for who, load in ((_AGENTS, found.load), (_CALLS, found.floor))
+        for what, figure, unit in _told(processes, who, load)
     ]
     MEASURED.write_text(json.dumps(sorted(kept, key=lambda point: point["what"]), indent=1, ensure_ascii=False) + "\n")
 
 
-def _told(processes: int, load: Load) -> Iterator[tuple[str, float, str]]:
-    where = f"PostgreSQL, {processes} API, {load.agents} agents"
+def _told(processes: int, who: str, load: Load) -> Iterator[tuple[str, float, str]]:
+    where = f"PostgreSQL, {processes} API, {load.agents} {who}"
     yield f"agents: {_RATE}, {where}", round(load.rate, 1), "items/s"
     yield f"agents: {_COST}, {where}", round(load.server_ms + load.database_ms), "ms"
 
 
 def chart() -> str:
-    """Return the chart of what is kept: the cost of an item, by the number of agents; 0: the calls alone."""
-    costs = _kept(_COST)
+    """Return the chart of what is kept: the cost of an item, by the number of agents, and that of the calls alone."""
     lines: dict[str, list[Point]] = {
-        _server(number): [(float(agents), cost) for agents, cost in sorted(of.items())] for number, of in costs.items()
+        f"{_server(number)}{end}": [(float(agents), cost) for agents, cost in sorted(of.items())]
+        for who, end in ((_AGENTS, ""), (_CALLS, ", the calls alone"))
+        for number, of in _kept(_COST, who).items()
     }
-    most = max((cost for of in costs.values() for cost in of.values()), default=0.0)
+    most = max((cost for of in lines.values() for _, cost in of), default=0.0)
     y = Axis("ms of CPU an item, of server and database", (most // _MS_STEP + 1) * _MS_STEP)
-    return line_chart(
-        "What an item costs with several agents (0: the calls alone)", Axis("agents", 10), y, lines, lines
-    )
+    return line_chart("What an item costs with several agents", Axis("agents", 10), y, lines, lines)
 
 
 def page(text: str) -> str:
     """Return the page with the table of what is kept made anew."""
-    rates, costs = _kept(_RATE), _kept(_COST)
+    kept = {(kind, who): _kept(kind, who) for kind in (_RATE, _COST) for who in (_AGENTS, _CALLS)}
+    rates = kept[_RATE, _AGENTS]
     heads = [head for number in rates for head in (f"{_server(number)}: items a second", "CPU time of an item")]
     rows = [
-        [str(agents) if agents else "none: the calls alone", *_cells(agents, rates, costs)]
+        [str(agents), *(_cell(kept, kind, number, agents) for number in rates for kind in (_RATE, _COST))]
         for agents in sorted({agents for of in rates.values() for agents in of})
     ]
     return replaced(text, "agents", table(["Agents", *heads], rows))
 
 
-def _cells(agents: int, rates: _Kept, costs: _Kept) -> Iterator[str]:
-    for number, of in rates.items():
-        yield f"{of[agents]:.1f}" if agents in of else ""
-        yield f"{costs[number][agents]:.0f} ms" if agents in of else ""
+def _cell(kept: Mapping[tuple[str, str], _Kept], kind: str, processes: int, agents: int) -> str:
+    figures = (kept[kind, who].get(processes, {}).get(agents) for who in (_AGENTS, _CALLS))
+    ours, alone = (None if one is None else f"{one:.1f}" if kind == _RATE else f"{one:.0f} ms" for one in figures)
+    return "" if ours is None else ours if alone is None else f"{ours} ({alone})"
 
 
 def _server(processes: int) -> str:
@@ -88,12 +91,12 @@ def draw() -> None:
     PAGE.write_text(page(PAGE.read_text()))
 
 
-def _kept(kind: str) -> _Kept:
+def _kept(kind: str, who: str) -> _Kept:
     """Return the figures of one kind that are kept: by the number of API processes, by that of agents."""
     figures: dict[int, dict[int, float]] = {}
     for point in _points():
         found = _WHAT.fullmatch(point["what"])
-        if found and found[1] == kind:
+        if found and (found[1], found[4]) == (kind, who):
             figures.setdefault(int(found[2]), {})[int(found[3])] = point["figure"]
     return dict(sorted(figures.items()))
 

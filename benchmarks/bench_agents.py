@@ -2,12 +2,13 @@
 
 A server on SQLite is the narrow place: two agents get no more out of it than one, and must not get less, for all that
 they poll, claim and lose to each other. The floor is the calls that an agent makes for such an item, with no job
-between; and the same beside a program that takes as much of the cores as agents and jobs do.
+between, from as many processes, each with a queue of its own; and the same beside programs that take as much of the
+cores as agents and jobs do.
 """
 
 from __future__ import annotations
 
-from benchmarks.agent_load import Load, Site, agents_load, bare_load, items_of, load_beside
+from benchmarks.agent_load import SLOTS, Compared, Site, compared
 from benchmarks.bench_throughput import instant_job
 from benchmarks.figures import Figure, at_least_times
 from benchmarks.place import Place
@@ -17,25 +18,23 @@ _CALLS = "the same calls, no job"
 
 
 def measure(place: Place) -> list[Figure]:
-    """Measure the server alone, one agent, then two."""
+    """Measure one agent, then two."""
     pid = place.server.pid
     assert pid is not None
-    site, count, spec = Site([place.server.api_url], [pid]), items_of(place, _ITEMS), {"job": instant_job(place)}
-    floor = bare_load(site, "agents-none", spec, count, clients=1)
-    loads, figures = [], []
-    for number in (1, 2):
-        loads.append(load := agents_load(place, site, f"agents-{number}", spec, count, agents=number))
-        beside = load_beside(load, floor, site, f"agents-beside-{number}", spec, count, clients=1)
-        figures += figures_of(load, floor, beside, "SQLite")
-    against_one = loads[1].rate / loads[0].rate
+    site, spec, numbers = Site([place.server.api_url], [pid]), {"job": instant_job(place)}, (1, 2)
+    count = place.at_a_time(_ITEMS, max(numbers) * SLOTS)
+    one, two = (compared(place, site, "several", spec, count, agents=number) for number in numbers)
+    against_one = two.load.rate / one.load.rate
     return [
-        *figures,
+        *figures_of(one, "SQLite"),
+        *figures_of(two, "SQLite"),
         Figure("2 agents against one, SQLite", against_one, "×", 1.0, "one agent", at_least_times(1.0, 1.0)),
     ]
 
 
-def figures_of(load: Load, floor: Load, beside: Load, where: str) -> list[Figure]:
+def figures_of(found: Compared, where: str) -> list[Figure]:
     """Return what so many agents came to, and what an item cost."""
+    load, floor, beside = found.load, found.floor, found.beside
     name = f"{load.agents} agents, {where}"
     return [
         Figure(name, load.rate, "items/s", floor.rate, _CALLS, at_least_times(floor.rate, 0.9)),

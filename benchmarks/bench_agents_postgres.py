@@ -2,8 +2,9 @@
 
 Two API processes are two whole servers behind one database, which know nothing of each other: an agent hears only of
 the events of its own. That each item has ended, and has run once, is checked. The floor is the calls that an agent
-makes for such an item, with no job between, by as many clients as saturate the server; and the same beside a program
-that takes as much of the cores as agents and jobs do.
+makes for such an item, with no job between, from as many processes, each with a queue of its own: the more ask at a
+time, the slower a server is. It is measured once more beside programs that take as much of the cores as agents and
+jobs do.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Final
 
-from benchmarks.agent_load import Load, Site, agents_load, bare_load, items_of, load_beside
+from benchmarks.agent_load import SLOTS, Compared, Site, compared
 from benchmarks.agents_chart import draw, keep
 from benchmarks.bench_agents import figures_of
 from benchmarks.bench_throughput import instant_job
@@ -26,8 +27,6 @@ _ITEMS: Final = 300
 #: Numbers of agents, by that of API processes.
 _AGENTS: Final = {1: (1, 2, 4, 8), 2: (2, 8)}
 _MACHINE: Final = "2 cores, 24 GiB of memory"
-#: For each API process: two clients always have something for it to do.
-_CLIENTS: Final = 2
 #: What a rate may be below that of fewer agents: the same measurement taken twice differs by as much.
 _NOISE: Final = 0.03
 #: By default the server keeps five connections, and opens and closes one more for each request beyond.
@@ -37,27 +36,25 @@ _SETTINGS: Final = {"PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE": "30"}
 def measure(place: Place) -> list[Figure]:
     """Measure one API process, then two."""
     figures: list[Figure] = []
-    measured: dict[int, list[Load]] = {}
-    count = items_of(place, _ITEMS)
+    measured: dict[int, list[Compared]] = {}
     for processes, numbers in _AGENTS.items():
         agents = numbers[: place.few(len(numbers))]
+        count = place.at_a_time(_ITEMS, max(agents) * SLOTS)
         with postgres_site(place, processes) as site:
-            spec, name, clients = {"job": instant_job(place, site.apis[0])}, f"{processes}-apis", _CLIENTS * processes
-            floor, loads = bare_load(site, f"{name}-none", spec, count, clients=clients), []
-            for number in agents:
-                loads.append(load := agents_load(place, site, f"{name}-{number}", spec, count, agents=number))
-                beside = load_beside(load, floor, site, f"{name}-beside-{number}", spec, count, clients=clients)
-                figures += figures_of(load, floor, beside, f"PostgreSQL, {processes} API")
-        measured[processes] = [floor, *loads]
-        figures += _never_falling(loads, f"PostgreSQL, {processes} API")
+            spec = {"job": instant_job(place, site.apis[0])}
+            found = [compared(place, site, f"{processes}-apis", spec, count, agents=number) for number in agents]
+        measured[processes] = found
+        for each in found:
+            figures += figures_of(each, f"PostgreSQL, {processes} API")
+        figures += _never_falling(found, f"PostgreSQL, {processes} API")
     if not place.quick:
         keep(_MACHINE, measured)
         draw()
     return figures
 
 
-def _never_falling(loads: Sequence[Load], where: str) -> Iterator[Figure]:
-    for fewer, more in pairwise(loads):
+def _never_falling(found: Sequence[Compared], where: str) -> Iterator[Figure]:
+    for fewer, more in pairwise(one.load for one in found):
         name = f"{more.agents} agents against {fewer.agents}, {where}"
         goal = at_least_times(fewer.rate, 1 - _NOISE)
         yield Figure(name, more.rate, "items/s", fewer.rate, f"{fewer.agents} agents", goal)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 
-from benchmarks.agent_load import SLOTS, Site, agents_load, bare_load, items_of
+from benchmarks.agent_load import SLOTS, Site, agents_load, bare_load
 from benchmarks.agents import running_agent
 from benchmarks.bench_agents_postgres import postgres_site
 from benchmarks.bench_throughput import instant_job
@@ -183,7 +183,8 @@ def _of(place: Place, site: Site, name: str) -> Costs:
     seconds = 0.3 if place.quick else _WINDOW_SECONDS
     rest = _told("at rest", _Crew(site, "").spent(seconds))[0]
     calls = [_calls(place, site, name, *one) for one in _CALLS[: 1 if place.quick else None]]
-    agents, spec, count = place.few(AGENTS), _spec(place, site), items_of(place, _ITEMS)
+    agents, spec = place.few(AGENTS), _spec(place, site)
+    count = place.at_a_time(_ITEMS, agents * SLOTS)
     load = agents_load(place, site, f"{name}-agents", spec, count, agents=agents)
     _told("agents", load)
     with _crew(place, site, f"{name}-items", agents) as crew:
@@ -226,7 +227,7 @@ def _told(what: str, found: _Found) -> _Found:
 
 
 def _calls(place: Place, site: Site, name: str, clients: int, slots: int) -> Backlog:
-    queue, count = f"{name}-calls-{clients}-{slots}", items_of(place, _ITEMS)
+    queue, count = f"{name}-calls-{clients}-{slots}", place.at_a_time(_ITEMS, clients * slots)
     load = bare_load(site, queue, _spec(place, site), count, clients=clients, slots=slots)
     found = Backlog(clients, slots, load.rate, load.server_ms, load.database_ms, load.agents_ms, count)
     return _told("the calls alone", found)
