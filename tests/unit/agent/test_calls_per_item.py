@@ -87,7 +87,7 @@ async def test_silent_item_costs_the_server_four_writes_and_one_read(tmp_path: P
 
 
 async def test_busy_agent_polls_far_less_than_once_for_an_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_launch.agent.polling.candidates.ALONE_SECONDS", 60.0)  # however slow the machine is
+    monkeypatch.setattr("prefect_launch.agent.polling.candidates.SURE_SECONDS", 60.0)  # however slow the machine is
     calls = await _calls_of_server(Bench(tmp_path), 64)
     assert calls["poll"] <= 64 / 8
 

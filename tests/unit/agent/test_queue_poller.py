@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from prefect_launch.agent.polling.candidates import ALONE_SECONDS, POLL_FACTOR, WINDOW_SECONDS, Candidates
+from prefect_launch.agent.polling.candidates import POLL_FACTOR, SURE_SECONDS, WINDOW_SECONDS, Candidates
 from prefect_launch.agent.polling.queue_poller import QueuePoller
 from prefect_launch.agent.polling.share import Fleet, Share
 from prefect_launch.core.states import ItemState, StateType
@@ -16,6 +16,7 @@ from prefect_launch.queues.presence import Holder, Presence
 from prefect_launch.queues.session import Session
 from prefect_launch.server.values import Item, ItemChange, State
 from tests.support.bench import QUEUE, RESOURCE, Bench, holder_called
+from tests.support.virtual_time import virtual_time
 
 
 async def poller_of(bench: Bench, *queues: str, holder: str = "box") -> QueuePoller:
@@ -75,15 +76,22 @@ async def test_agents_that_lose_claims_to_each_other_take_different_items(bench:
     assert len(set(taken)) == 16
 
 
-async def test_agent_polls_no_more_often_for_an_item_when_there_are_others(bench: Bench) -> None:
-    await bench.add(40)
+@pytest.mark.parametrize(("is_limited", "window"), [(False, SURE_SECONDS), (True, WINDOW_SECONDS)])
+async def test_agent_polls_no_more_often_for_an_item_when_there_are_others(
+    bench: Bench, is_limited: bool, window: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.add(64)
     holders = [holder_called(name) for name in ("box", "bay", "bin", "bow")]
-    candidates = Candidates(bench.server, QUEUE, share=share_of(*holders))
+    candidates = Candidates(bench.server, QUEUE, share=share_of(*holders), is_limited=lambda: is_limited)
     candidates.note_lost_claim()
-    await candidates.next(slots=4, skip=())
-    await asyncio.sleep(WINDOW_SECONDS + 0.1)
-    await candidates.next(slots=1, skip=())
-    assert bench.server.calls["poll"] == 1
+    with virtual_time(monkeypatch):
+        await candidates.next(slots=4, skip=())
+        await asyncio.sleep(window * len(holders) - 0.1)
+        await candidates.next(slots=1, skip=())
+        assert bench.server.calls["poll"] == 1
+        await asyncio.sleep(0.2)
+        await candidates.next(slots=1, skip=())
+        assert bench.server.calls["poll"] == 2
 
 
 async def test_items_of_an_agent_that_takes_none_are_taken_by_the_others(bench: Bench) -> None:
@@ -209,25 +217,28 @@ async def test_busy_agent_that_is_alone_polls_once_for_sixteen_items(bench: Benc
     assert bench.server.calls["poll"] == 1
 
 
-async def test_agent_that_has_met_another_polls_for_few_items_for_each_slot(bench: Bench) -> None:
-    await bench.add(32)
-    fleet = Fleet()
-    fleet.note([Presence.of(holder_called("other"), (QUEUE,))])
-    candidates = Candidates(bench.server, QUEUE, share=Share(fleet, QUEUE))
-    assert all([await candidates.next(slots=1, skip=()) for _ in range(POLL_FACTOR)])
+async def test_busy_agent_that_shares_asks_for_enough_to_find_as_many_of_its_own(bench: Bench) -> None:
+    await bench.add(64)
+    holders = [holder_called(name) for name in ("box", "bay", "bin", "bow")]
+    share = share_of(*holders)
+    candidates = Candidates(bench.server, QUEUE, share=share)
+    candidates.note_lost_claim()
+    found = [await candidates.next(slots=1, skip=()) for _ in range(8)]
+    assert all(item and share.holds(item) for item in found)
     assert bench.server.calls["poll"] == 1
-    assert await candidates.next(slots=1, skip=()) is not None
-    assert bench.server.calls["poll"] == 2
 
 
-@pytest.mark.parametrize(("is_limited", "window"), [(False, ALONE_SECONDS), (True, WINDOW_SECONDS)])
-async def test_poll_that_is_old_is_not_used(bench: Bench, is_limited: bool, window: float) -> None:
+@pytest.mark.parametrize(("is_limited", "window"), [(False, SURE_SECONDS), (True, WINDOW_SECONDS)])
+async def test_poll_that_is_old_is_not_used(
+    bench: Bench, is_limited: bool, window: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = await bench.add(2)
     candidates = Candidates(bench.server, QUEUE, is_limited=lambda: is_limited)
-    await candidates.next(slots=2, skip=())
-    await bench.move(second, ItemState.CLAIMED)
-    await asyncio.sleep(window + 0.1)
-    found = await candidates.next(slots=2, skip=())
+    with virtual_time(monkeypatch):
+        await candidates.next(slots=2, skip=())
+        await bench.move(second, ItemState.CLAIMED)
+        await asyncio.sleep(window + 0.1)
+        found = await candidates.next(slots=2, skip=())
     assert found is not None
     assert found.id == first.id
 

@@ -44,7 +44,7 @@ async def test_item_that_the_first_poll_shows_costs_no_second_one(
 async def test_busy_agent_polls_far_less_than_once_for_each_item_that_is_added_meanwhile(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_launch.agent.polling.candidates.ALONE_SECONDS", LONG_SECONDS)
+    monkeypatch.setattr("prefect_launch.agent.polling.candidates.SURE_SECONDS", LONG_SECONDS)
     items = await bench.add(16)
     async with bench.running(bench.agent(poll_seconds=LONG_SECONDS, max_jobs=1)):
         for number in range(16):
