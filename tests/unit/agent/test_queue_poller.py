@@ -196,6 +196,19 @@ async def test_new_item_is_polled_for_at_once_on_a_queue_with_a_limit(bench: Ben
     assert bench.server.calls["poll"] == 2
 
 
+async def test_agent_that_hears_of_anothers_claims_takes_its_own_items_first(bench: Bench) -> None:
+    items = await bench.add(32)
+    share = share_of(holder_called("box"), holder_called("bay"))
+    candidates = Candidates(bench.server, QUEUE, share=share)
+    assert (first := await candidates.next(slots=1, skip=())) is not None
+    assert first.id == items[0].id  # First in, first out, while it knows of nobody at work.
+    await bench.move(items[1], ItemState.CLAIMED)
+    candidates.drop(str(items[1].id))
+    candidates.forget()
+    found = [await candidates.next(slots=1, skip=()) for _ in range(4)]
+    assert all(item and share.holds(item) for item in found)
+
+
 async def taken_by(poller: QueuePoller) -> Item:
     item = await poller.pop(QUEUE, slots=3)
     assert item is not None
