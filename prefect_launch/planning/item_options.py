@@ -90,14 +90,11 @@ def submitted_options(config: QueueConfig, spec: LaunchSpec, queue: str | None) 
         check_variables(queue, config, spec.template_variables)
         check_variables_name_no_secret(spec.template_variables)
     fixed = {} if queue is None else fixed_options(config, runner)
-    runner.refuse_unread(map(normalise_option, spec.resource_args.get(resource, {})))
     options = check_submitter_args(
         spec.resource_args.get(resource, {}),
-        resource=resource,
-        allowed=runner.submitter_options,
+        runner,
         extra_allowed=config.submitter_options,
         locked=locked_options(config.resource_args),
-        known=runner.options,
         fixed=fixed,
     )
     # Who runs something of no queue has their own access to the server.

@@ -14,8 +14,9 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from prefect_launch.errors import QueueError, UnsafeSpecError, nearest_name, unknown_name
+from prefect_launch.errors import QueueError, UnsafeSpecError
 from prefect_launch.policy.template import SUBMITTED, QueueConfig, fill_text, named_in, placeholders
+from prefect_launch.runners.base import Runner
 from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.server.secrets import reference_to, secret_names
 from prefect_launch.spec.option_names import ENV, normalise_option, normalise_options
@@ -36,39 +37,35 @@ def locked_options(queue_options: Mapping[str, Any]) -> dict[str, str]:
 
 def check_submitter_args(
     options: Mapping[str, Any],
+    runner: type[Runner],
     *,
-    resource: str,
-    allowed: Collection[str],
     extra_allowed: Iterable[str] = (),
     locked: Mapping[str, str] | None = None,
-    known: Collection[str] = (),
     fixed: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return a submitter's options under their normal names, when the queue lets a submitter set each of them.
 
     Args:
         options: `resource_args` of this resource, as the submitter wrote them.
-        resource: its name, for the messages.
-        allowed: the options that any submitter may set: the runner's `submitter_options`.
-        extra_allowed: those that the queue's owner allows besides: the queue's `submitter_options`.
+        runner: of the resource.
+        extra_allowed: options that the queue's owner allows besides: the queue's `submitter_options`.
         locked: options (or `env.NAME`) that the queue sets from a template variable, with the variable's name.
-        known: all options of the resource.
         fixed: those that the queue fixes, which is said elsewhere.
 
     Raises:
         UnsafeSpecError: naming the option, and what to use or whom to ask.
-        NotFoundError: for an option that the resource does not have; names the nearest.
+        SubmitterError: for an option that the resource does not have, as `Runner.unknown_option` returns it.
         SpecError: as `normalise_options`.
     """
-    may_set = {normalise_option(name) for name in (*allowed, *extra_allowed)}
-    all_known = {normalise_option(name) for name in known} | may_set
+    resource = runner.name
+    may_set = {normalise_option(name) for name in (*runner.submitter_options, *extra_allowed)}
+    known = {normalise_option(name) for name in runner.options} | may_set
     normal = normalise_options(options)
     for name in options:
         option = normalise_option(name)
-        if option not in all_known:
-            near = nearest_name(option, all_known)
+        if option not in known:
             settable = may_set - {*fixed, *(locked or {})}
-            raise unknown_name("option", name, settable, where=f" in resource_args.{resource}", near=near)
+            raise runner.unknown_option(name, where=f" in resource_args.{resource}", known=settable)
         if option not in may_set:
             raise UnsafeSpecError(
                 f"resource_args.{resource} option {name!r} is for a queue's owner to set. Leave it out; the owner can"

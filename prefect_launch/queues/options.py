@@ -111,10 +111,9 @@ def make_config(options: QueueOptions) -> QueueConfig:
     check_server_json(resource_args, "The queue's config", error=QueueError)
     check_server_json(limits, "The queue", path="limits", error=QueueError)
     allowed = tuple(dict.fromkeys(normalise_allowed(option) for option in options.submitter_options))
-    runner.refuse_unread((*resource_args, *allowed))
     for option in (*resource_args, *(name for name in allowed if not name.startswith("env."))):
         if option not in runner.options:
-            raise unknown_name("option", option, runner.options, where=f" of the resource {resource!r}")
+            raise runner.unknown_option(option, where=f" of the resource {resource!r}")
     made = check_placeholders(
         QueueConfig(
             resource=resource,

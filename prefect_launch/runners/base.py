@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -28,7 +28,7 @@ from prefect_launch.core.masking import Mask
 from prefect_launch.core.metrics import MAX_METRICS
 from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, LeftOut, OutputLimits
 from prefect_launch.core.states import ItemState
-from prefect_launch.errors import LaunchError, SpecError, unknown_name
+from prefect_launch.errors import LaunchError, SpecError, SubmitterError, nearest_name, unknown_name
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.registries.base import Registry
 from prefect_launch.runners.fill_rule import FillRule, Keys
@@ -37,7 +37,7 @@ from prefect_launch.runners.usage import Usage
 from prefect_launch.spec.code_options import BuildRequest
 from prefect_launch.spec.item_outputs import ItemOutput
 from prefect_launch.spec.metric_pattern import MetricPattern
-from prefect_launch.spec.option_names import normalise_options
+from prefect_launch.spec.option_names import normalise_option, normalise_options
 
 if TYPE_CHECKING:
     from prefect_launch.server.protocol import Server
@@ -449,31 +449,31 @@ class Runner(ABC):
         """Return the options with normalised names, when every one is known; a resource also checks their values.
 
         Raises:
-            SpecError: for a value of the wrong type, and as `refuse_unread`.
-            NotFoundError: for an option that this resource does not know.
+            SpecError: for a value of the wrong type.
+            SubmitterError: as `unknown_option` returns it.
         """
         checked = normalise_options(options)
-        cls.refuse_unread(checked)
         for name in checked:
             if name not in cls.options:
-                raise unknown_name("option", name, cls.options, where=f" in resource_args.{cls.name}")
+                raise cls.unknown_option(name, where=f" in resource_args.{cls.name}")
         return checked
 
     @classmethod
-    def refuse_unread(cls, names: Iterable[str]) -> None:
-        """Refuse what nobody can set, whoever writes it.
+    def unknown_option(cls, name: str, *, where: str, known: Collection[str] | None = None) -> SubmitterError:
+        """Return the error for an option that this resource does not have; of what nobody can set, it says why.
 
         Args:
-            names: of options, normalised.
-
-        Raises:
-            SpecError: naming it, and where it is said.
+            name: of the option, as it is written.
+            where: it stands, such as `" in resource_args.slurm"`.
+            known: the options to list; by default all.
         """
-        for name in names:
-            if name in cls.unread_options:
-                raise SpecError(
-                    f"The option {name!r} of {cls.name} is not read: {cls.unread_options[name]}. Leave it out."
-                )
+        option = normalise_option(name)
+        if option in cls.unread_options:
+            return SpecError(
+                f"The option {option!r} of {cls.name} is not read: {cls.unread_options[option]}. Leave it out."
+            )
+        near = nearest_name(option, cls.options)
+        return unknown_name("option", name, cls.options if known is None else known, where=where, near=near)
 
     @classmethod  # noqa: B027 - for most resources the option's name decides who may set it
     def check_submitter_options(cls, options: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from prefect_launch.policy.template import QueueConfig, check_variables, macro_v
 from prefect_launch.queues.deployment import deploy_job
 from prefect_launch.queues.session import Session
 from prefect_launch.runners.base import PLAN_FILE, RunPlan
-from prefect_launch.runners.docker.options import OPTIONS
+from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.server.secrets import fill_secrets, reference_to, secret_names
 from prefect_launch.server.values import ItemDraft
 from prefect_launch.settings.agent_config import MachineSettings
@@ -39,11 +39,15 @@ from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import inputs, items
 from tests.support.queue_config import make_config
 
-ALLOWED = frozenset({"e", "env", "m", "memory", "cpus", "shm-size", "command"})
+
+class FewOptions(LocalContainerRunner):
+    """Lets submitters set few options."""
+
+    submitter_options = frozenset({"e", "env", "m", "memory", "cpus", "shm-size", "command"})
 
 
 def check(options: dict[Any, Any], **rules: Any) -> dict[str, Any]:
-    return check_submitter_args(options, resource="local-container", allowed=ALLOWED, known=OPTIONS, **rules)
+    return check_submitter_args(options, FewOptions, **rules)
 
 
 @pytest.mark.parametrize("name", ["shm-size", "--shm-size", "shm_size", "SHM_SIZE", "-Shm-Size-"])
