@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, Final, TypeVar
 
 import jsonschema
@@ -39,6 +40,8 @@ SUBMITTED = ("project_name", "entity_name", "run_id", "run_name", "image_uri", "
 MACRO = re.compile(r"\$\{(\w+)\}")
 
 _NAME = re.compile(r"\w+")
+#: How alike two names are of which one is a misspelling: a letter or two of seven are others.
+_MISSPELT: Final = 0.85
 
 _Value = TypeVar("_Value")
 
@@ -330,16 +333,30 @@ def _value_fault(schema: Mapping[str, Any], value: Any) -> str | None:
 
 
 def check_placeholders(config: QueueConfig) -> QueueConfig:
-    """Return the config when every placeholder in it is a declared template variable.
+    """Return the config when every placeholder in it is a declared template variable, and no macro is misspelt.
+
+    A macro may also be one of an agent's config, which is not known here, and a program may read `${name}` itself. So
+    what is refused is a whole value whose name is all but that of a built-in macro.
 
     Raises:
-        QueueError: naming the one that is not.
+        QueueError: naming the one that is not right.
     """
     for name in placeholders(config.resource_args):
         if name not in config.template_variables:
             unknown = unknown_name("template variable", name, config.template_variables, where=" in the queue's config")
             raise QueueError(f"{unknown} Declare it in template_variables.")
+    for text in texts_in(config.resource_args):
+        if (found := MACRO.fullmatch(text.strip())) and (meant := _misspelt(found[1])):
+            raise QueueError(
+                f"The queue's config has the value {text!r}, and an item has no such macro. Did you mean ${{{meant}}}?"
+                " If an agent's config has it ('macros'), rename it there: its name is too close to the item's own."
+            )
     return config
+
+
+def _misspelt(macro: str) -> str | None:
+    """Return the built-in macro of which this one is a misspelling."""
+    return None if macro in BUILT_IN else next(iter(get_close_matches(macro, BUILT_IN, 1, _MISSPELT)), None)
 
 
 def check_variables(queue: str, config: QueueConfig, values: Mapping[str, Any]) -> None:

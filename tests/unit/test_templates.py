@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -86,6 +87,18 @@ def test_prefects_own_placeholders_stay() -> None:
 def test_value_that_looks_like_a_placeholder_is_not_filled_again() -> None:
     made = config({"a": "{{ a }}"}, a={"type": "string"}, b={"type": "string", "default": "secret"})
     assert made.fill({"a": "{{ b }}"}) == {"a": "{{ b }}"}
+
+
+@pytest.mark.parametrize("text", ["${image_ur}", " ${image_url}", "${imageuri}"])
+def test_misspelt_macro_is_refused_with_the_one_that_is_meant(text: str) -> None:
+    spec = [{"container_spec": {"image_uri": text}}]
+    with pytest.raises(QueueError, match=rf"'{re.escape(text)}'.*Did you mean \$\{{image_uri\}}\?.*rename it there"):
+        check_placeholders(config({"worker-pool-specs": spec}))
+
+
+@pytest.mark.parametrize("text", ["${image_uri}", "${registry}", "${job_name}", 'echo "${item_ids}"', "$${run_ids}"])
+def test_macro_that_an_agent_or_a_program_may_know_is_none_that_is_misspelt(text: str) -> None:
+    check_placeholders(config({"env": {"A": text}}))
 
 
 def test_placeholder_that_is_not_declared_is_refused() -> None:

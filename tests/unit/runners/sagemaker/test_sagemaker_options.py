@@ -87,6 +87,7 @@ def with_resources(**resources: Any) -> dict[str, Any]:
         ({"OutputDataConfig": None}, r"needs resource_args.sagemaker.OutputDataConfig"),
         ({"OutputDataConfig": {"S3OutputPath": "/data"}}, r"S3OutputPath is '/data': it must be a place in S3"),
         ({"AlgorithmSpecification": {"TrainingInputMode": "File", "AlgorithmName": "x"}}, "AlgorithmName says what a"),
+        ({"AlgorithmSpecification": {"TrainingImage": "${image_ur}"}}, r"'\$\{image_ur\}'.*mean \$\{image_uri\}\?"),
     ],
 )
 def test_wrong_option_is_refused_when_the_queue_is_made(options: dict[str, Any], words: str) -> None:
