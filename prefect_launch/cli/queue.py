@@ -83,7 +83,7 @@ _OPTIONS: Final[dict[str, Any]] = {
         "--allow",
         metavar="OPTION",
         text="An option that submitters may also set, even one that the config sets (env.NAME: one variable)."
-        " Repeat for more.",
+        " Repeat for more; none: only those given here.",
         kind=list[str],
     ),
     "limit": _declared(
@@ -95,7 +95,8 @@ _OPTIONS: Final[dict[str, Any]] = {
     "allow_secret": _declared(
         "--allow-secret",
         metavar="NAME",
-        text="A Secret block that submitters may name in env, and so read. The queue's config may name any.",
+        text="A Secret block that submitters may name in env, and so read. The queue's config may name any."
+        " none: only those given here.",
         kind=list[str],
     ),
     "priorities": _declared(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -111,9 +111,10 @@ def make_config(options: QueueOptions) -> QueueConfig:
     check_server_json(resource_args, "The queue's config", error=QueueError)
     check_server_json(limits, "The queue", path="limits", error=QueueError)
     allowed = tuple(dict.fromkeys(normalise_allowed(option) for option in options.submitter_options))
-    for option in (*resource_args, *(name for name in allowed if not name.startswith("env."))):
+    for option in resource_args:
         if option not in runner.options:
             raise runner.unknown_option(option, where=f" of the resource {resource!r}")
+    _check_allowed(options.name, allowed, runner)
     made = check_placeholders(
         QueueConfig(
             resource=resource,
@@ -135,6 +136,19 @@ def make_config(options: QueueOptions) -> QueueConfig:
     check_free_places(made, runner.fill_rule)
     _check_values(made, runner)
     return check_own_limits(made, runner.quantities)
+
+
+def _check_allowed(queue: str, allowed: Collection[str], runner: type[Runner]) -> None:
+    """Refuse to let submitters set what the resource does not have, though the queue may have done so before."""
+    known = [name for name in allowed if name in runner.options or name.startswith("env.")]
+    for option in allowed:
+        if option not in known:
+            error = runner.unknown_option(option, where=f" of the resource {runner.name!r}")
+            stay = "".join(f" --allow {name}" for name in known)
+            raise type(error)(
+                f"{error} If the queue lets submitters set it already, take that back:"
+                f" 'prefect-launch queue edit {queue} --allow none{stay}'."
+            )
 
 
 def _mode(given: str | None) -> str:

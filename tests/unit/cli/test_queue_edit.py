@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +14,9 @@ from typer.testing import CliRunner, Result
 from prefect_launch.cli.main import app
 from prefect_launch.client.api import use_api
 from prefect_launch.errors import LaunchError, NotFoundError
+from prefect_launch.policy.template import QueueConfig
 from prefect_launch.testing import InMemoryApi
+from tests.support.sagemaker import QUEUE
 
 Command = Callable[..., Result]
 CREATED = (
@@ -118,3 +122,23 @@ def test_queue_that_is_not_there_is_not_edited_and_the_nearest_is_named(command:
     command("create", "box", *CREATED)
 
     assert "Did you mean 'box'?" in str(command("edit", "bx", "--pin").exception)
+
+
+def test_queue_that_allows_what_may_not_be_allowed_any_more_is_edited_by_the_command_that_the_refusal_names() -> None:
+    api = InMemoryApi()
+    api.create_run_queue("aws", "sagemaker", config=QUEUE)
+    allowed = ("region", "tags", "env.SEED")
+    of_old = QueueConfig(resource="sagemaker", resource_args=QUEUE, submitter_options=allowed).to_template()
+    api.call(lambda session: session.server.update_pool("aws", base_job_template=of_old))
+    with use_api(api):
+        run = CliRunner().invoke
+        refused = run(app, ["queue", "edit", "aws", "--concurrency", "4"])
+        named = re.search(r"'prefect-launch (queue edit aws [^']*)'", str(refused.exception))
+        assert named, refused.exception
+        assert "'region' of sagemaker is not read" in str(refused.exception)
+
+        assert run(app, shlex.split(named[1])).exit_code == 0
+        assert run(app, ["queue", "edit", "aws", "--concurrency", "4"]).exit_code == 0
+
+    queue = api.run_queue("aws")
+    assert (queue.submitter_options, queue.concurrency_limit) == (("tags", "env.SEED"), 4)
