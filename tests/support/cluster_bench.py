@@ -50,7 +50,7 @@ class ClusterBench:
         try:
             yield agent
             agent.stop()
-            await asyncio.wait_for(loop, 10)
+            await asyncio.wait_for(loop, 60)
         finally:
             loop.cancel()
             await asyncio.wait({loop})

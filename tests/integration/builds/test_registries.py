@@ -178,10 +178,10 @@ async def test_push_that_is_cancelled_leaves_nothing_under_the_name_and_the_next
         at_the_registry = name.replace(line.host, open_registry.host)
         line.hold_after(MID_PUSH_BYTES)
         pushing = asyncio.create_task(push_image(push_engine, registries, name, lambda line: None))
-        await asyncio.wait_for(line.reached.wait(), 30)
+        await asyncio.wait_for(line.reached.wait(), 60)
 
         pushing.cancel()
-        await asyncio.wait({pushing}, timeout=10)
+        await asyncio.wait({pushing}, timeout=60)
 
         assert pushing.cancelled()
         assert await registries.digest_of(at_the_registry) is None

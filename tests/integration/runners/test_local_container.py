@@ -27,6 +27,8 @@ from prefect_launch.testing.runner_contract import run
 pytestmark = pytest.mark.engine
 
 MARK = "prefect-launch.test"
+#: Lets a container live until a test puts this file into it.
+UNTIL_TOLD = "until [ -e /told ]; do sleep 0.05; done"
 
 
 class Bench:
@@ -117,7 +119,7 @@ async def test_container_killed_out_of_memory_is_reported_as_such(bench: Bench) 
     # listens: the container begins when it is told to, and lives on until the engine knows.
     plan = bench.plan(
         "until [ -e /begin ]; do sleep 0.05; done; dd if=/dev/zero of=/dev/null bs=200M count=1; code=$?;"
-        " until [ -e /told ]; do sleep 0.05; done; exit $code",
+        f" {UNTIL_TOLD}; exit $code",
         options={"memory": "16m", "memory-swap": "16m"},
     )
     handle = await bench.started(plan)
@@ -134,12 +136,12 @@ async def test_container_killed_out_of_memory_is_reported_as_such(bench: Bench) 
 
 
 async def test_container_that_somebody_removes_is_reported_as_such(bench: Bench) -> None:
-    plan = bench.plan("sleep 60")
+    plan = bench.plan("sleep 600")
     handle = await bench.started(plan)
     watching = asyncio.create_task(bench.runner.watch(handle, plan))
     await asyncio.sleep(0.3)
     await asyncio.to_thread(bench.client.remove_container, handle, force=True)
-    end = await asyncio.wait_for(watching, 10)
+    end = await asyncio.wait_for(watching, 60)
     assert end.exit_code is None
     assert "removed" in end.describe()
 
@@ -153,13 +155,15 @@ async def test_long_lines_and_many_lines_arrive_whole(bench: Bench) -> None:
 
 
 async def test_log_goes_on_with_no_gap_and_no_repeat_through_many_agents(bench: Bench) -> None:
-    plan = bench.plan("i=0; while [ $i -lt 3000 ]; do echo $i; [ $((i % 100)) = 0 ] && sleep 0.1; i=$((i+1)); done")
+    count = "i=0; while [ $i -lt 3000 ]; do echo $i; [ $((i % 100)) = 0 ] && sleep 0.1; i=$((i+1)); done"
+    plan = bench.plan(f"{count}; {UNTIL_TOLD}")
     handle = await bench.started(plan)
     for _ in range(5):
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(bench.runner.watch(handle, plan), 0.4)
         with plan.log_path.open("ab") as log:
             log.write(b"written by an agent that was killed before it noted it")
+    bench.put(handle, {"told": b""})
     await bench.runner.watch(handle, plan)
     assert plan.log_path.read_text() == "".join(f"{number}\n" for number in range(3000))
 
@@ -350,7 +354,7 @@ async def test_engine_that_goes_away_and_comes_back_loses_no_line_and_no_exit(tm
     engine_socket = bench.runner._engine.address.removeprefix("unix://")  # type: ignore[attr-defined]
     socket = Path(f"/tmp/engine-{uuid4().hex[:8]}.sock")
     runner = LocalContainerRunner(tmp_path, DockerEngine(f"unix://{socket}", event_labels=(Labels.ITEM,)))
-    plan = bench.plan("i=0; while [ $i -lt 30 ]; do echo $i; i=$((i+1)); sleep 0.1; done; exit 8")
+    plan = bench.plan(f"i=0; while [ $i -lt 30 ]; do echo $i; i=$((i+1)); sleep 0.1; done; {UNTIL_TOLD}; exit 8")
     async with cut_off_at_exit(socket, engine_socket):
         handle = await runner.create(plan)
         await runner.start(handle)
@@ -360,6 +364,7 @@ async def test_engine_that_goes_away_and_comes_back_loses_no_line_and_no_exit(tm
     with pytest.raises(InfrastructureError):
         await runner.find({})
     assert not watching.done()
+    bench.put(handle, {"told": b""})
     async with cut_off_at_exit(socket, engine_socket):
         end = await asyncio.wait_for(watching, 20)
         assert (end.exit_code, end.warnings) == (8, ())

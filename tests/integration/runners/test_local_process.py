@@ -22,9 +22,10 @@ from prefect_launch.runners.base import ExitStatus, Labels, RunPlan, RunState
 from prefect_launch.runners.process.files import RunFolder
 from prefect_launch.runners.process.runner import LocalProcessRunner
 from prefect_launch.testing.runner_contract import run
+from tests.support.waiting import until
 
-#: To find an environment takes some milliseconds; a busy machine gets its time.
-AT_ONCE_SECONDS = 10.0
+#: For a hang; what it bounds would take longer by itself.
+PATIENCE_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ async def test_command_that_was_run_beside_the_job_ends_with_it(runner: LocalPro
 
     await runner.stop(handle, 0.0)
 
-    assert await asyncio.wait_for(command.wait(), AT_ONCE_SECONDS) == -signal.SIGHUP
+    assert await asyncio.wait_for(command.wait(), PATIENCE_SECONDS) == -signal.SIGHUP
 
 
 async def test_stop_reaches_a_process_that_left_the_group(runner: LocalProcessRunner, tmp_path: Path) -> None:
@@ -142,18 +143,17 @@ async def test_run_outlives_the_agent_that_started_it(runner: LocalProcessRunner
 
 
 async def test_job_does_not_go_on_when_its_supervisor_is_killed(runner: LocalProcessRunner, tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, ("sh", "-c", "setsid sleep 61 & echo $! $$; sleep 61"))
+    plan = make_plan(tmp_path, ("sh", "-c", "setsid sleep 600 & echo $! $$; sleep 600"))
     handle = await started(runner, plan)
     pids = [int(pid) for pid in (await until_log_has(plan, "\n")).split()]
     watching = asyncio.create_task(runner.watch(handle, plan))
     supervisor = RunFolder(plan.run_dir).supervisor_pid()
     assert supervisor is not None
     os.kill(supervisor, signal.SIGKILL)
-    end = await asyncio.wait_for(watching, 10)
+    end = await asyncio.wait_for(watching, PATIENCE_SECONDS)
     assert end.exit_code is None
     assert "supervisor" in end.describe()
-    await asyncio.sleep(0.2)
-    assert [lives(pid) for pid in pids] == [False, False]
+    await until(lambda: not any(map(lives, pids)))
     await runner.start(handle)
     assert RunFolder(plan.run_dir).state is RunState.EXITED, "what may have run must not be started again"
 
@@ -261,13 +261,11 @@ async def test_job_runs_on_the_packages_it_asks_for(runner: LocalProcessRunner, 
     assert logs[0][1] != logs[1][1]
 
 
-async def test_second_launch_finds_its_environment_at_once(tmp_path: Path) -> None:
+async def test_second_launch_finds_the_environment_of_the_first(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, ("true",), requirements(tmp_path, "tiny==1.0"))
     first = await Environments(tmp_path / "env").ensure(plan.code_dir)
     made = (first.path / "pyvenv.cfg").stat()
-    begun = time.monotonic()
     assert await Environments(tmp_path / "env").ensure(plan.code_dir) == first
-    assert time.monotonic() - begun < AT_ONCE_SECONDS
     again = (first.path / "pyvenv.cfg").stat()
     assert (again.st_ino, again.st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
 
