@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.agents import running_agent
-from benchmarks.bare_server import Clients
+from benchmarks.bare_server import BEGIN, READY
 from benchmarks.calls import Counted, read_calls
 from benchmarks.cpu import cpu_ms
 from benchmarks.other_work import CoresUsed, Pace, other_work
@@ -111,23 +111,35 @@ class Load:
         return sum(count for kind, count in self.calls.items() if kind.startswith("busy"))
 
 
-def bare_load(site: Site, name: str, spec: Mapping[str, Any], count: int, *, clients: int, slots: int = SLOTS) -> Load:
+def bare_load(
+    place: Place, site: Site, name: str, spec: Mapping[str, Any], count: int, *, clients: int, slots: int = SLOTS
+) -> Load:
     """Measure the calls alone; each client is a process with a queue of its own, so none takes another's items."""
-    each = count // clients
+    api, each = site.apis[0], count // clients
     queues = [f"{name}-{number}" for number in range(clients)]
-    made = [site.apis[0].create_run_queue(queue, "local-process") for queue in queues]
+    made = [api.create_run_queue(queue, "local-process") for queue in queues]
     for queue in queues:
-        launch_add_many([spec] * each, queue, api=site.apis[0])
-    work = Clients(site.api_urls, queues, slots)
-    before = site.cpu()
-    with CoresUsed() as used:
-        own_ms = work.work()
-    server, database = (now - then for now, then in zip(site.cpu(), before, strict=True))
-    pace = used.pace(sorted(end for queue in queues for end in _ends(site, queue, each)), slots * clients)
+        launch_add_many([spec] * each, queue, api=api)
+    with ExitStack() as stack:
+        senders = [
+            stack.enter_context(_counted(place, site, queue, number, slots=slots, calls_only=True))
+            for number, queue in enumerate(queues)
+        ]
+        for sender in senders:
+            sender.process.wait_until(sender.says_ready, _START_SECONDS)
+
+        def work() -> None:
+            for sender in senders:
+                os.kill(sender.process.pid, BEGIN)
+            for queue in queues:
+                _until(lambda queue=queue: _ended(api, queue) >= each, 60.0 + count)  # type: ignore[misc]
+
+        with CoresUsed() as used:
+            spent = _during(site, senders, work)
+    pace = used.pace([end for queue in queues for end in _ends(site, queue, each)], slots * clients)
     for one in made:
         one.delete()
-    whole = each * clients
-    return Load(clients, pace, server / whole, database / whole, own_ms / whole)
+    return Load(clients, pace, **spent.per_item(each * clients))
 
 
 @dataclass(frozen=True)
@@ -147,10 +159,10 @@ class Compared:
 
 def compared(place: Place, site: Site, name: str, spec: Mapping[str, Any], count: int, *, agents: int) -> Compared:
     """Measure agents between their two floors: the server slows down as its database grows."""
-    floor = bare_load(site, f"{name}-calls-{agents}", spec, count, clients=agents)
+    floor = bare_load(place, site, f"{name}-calls-{agents}", spec, count, clients=agents)
     load = agents_load(place, site, f"{name}-agents-{agents}", spec, count, agents=agents)
     with other_work(load.pace.more_than(floor.pace)):
-        beside = bare_load(site, f"{name}-beside-{agents}", spec, count, clients=agents)
+        beside = bare_load(place, site, f"{name}-beside-{agents}", spec, count, clients=agents)
     return Compared(load, floor, beside)
 
 
@@ -161,7 +173,7 @@ def agents_load(place: Place, site: Site, queue: str, spec: Mapping[str, Any], c
     launch_add_many([spec] * count, queue, api=api)
     _pause(api, queue, paused=True)
     with ExitStack() as stack:
-        counters = [stack.enter_context(_counted_agent(place, site, queue, number)) for number in range(agents)]
+        counters = [stack.enter_context(_counted(place, site, queue, number)) for number in range(agents)]
         _until(lambda: _present(api, queue) == agents, _START_SECONDS)
         time.sleep(_SETTLE_SECONDS)
         seconds = 1.0 if place.quick else _IDLE_SECONDS
@@ -191,13 +203,10 @@ def agents_load(place: Place, site: Site, queue: str, spec: Mapping[str, Any], c
     return Load(
         agents,
         pace,
-        busy.server_ms / whole,
-        busy.database_ms / whole,
-        busy.agents_ms / whole,
-        {kind: found / whole for kind, found in busy.calls.items()},
-        {kind: found * 60 / seconds for kind, found in idle.calls.items()},
-        idle.server_ms / seconds,
-        (woken.calls["poll"] + woken.calls["poll without an item"]) / wakes,
+        **busy.per_item(whole),
+        idle={kind: found * 60 / seconds for kind, found in idle.calls.items()},
+        idle_server_ms=idle.server_ms / seconds,
+        woken=(woken.calls["poll"] + woken.calls["poll without an item"]) / wakes,
     )
 
 
@@ -208,11 +217,24 @@ class _Spent:
     agents_ms: float
     calls: Counter[str]
 
+    def per_item(self, count: int) -> dict[str, Any]:
+        """Return what a load says of an item."""
+        return {
+            "server_ms": self.server_ms / count,
+            "database_ms": self.database_ms / count,
+            "agents_ms": self.agents_ms / count,
+            "calls": {kind: found / count for kind, found in self.calls.items()},
+        }
+
 
 @dataclass(frozen=True)
 class _CountedAgent:
     process: ChildProcess
     file: Path
+
+    def says_ready(self) -> bool:
+        """Whether a process that only sends calls waits for its signal."""
+        return READY in self.process.log.read_text()
 
     def take(self) -> tuple[float, Counter[str]]:
         """Return the CPU time and the requests since the last time."""
@@ -223,10 +245,14 @@ class _CountedAgent:
 
 
 @contextmanager
-def _counted_agent(place: Place, site: Site, queue: str, number: int) -> Iterator[_CountedAgent]:
+def _counted(
+    place: Place, site: Site, queue: str, number: int, *, slots: int = SLOTS, calls_only: bool = False
+) -> Iterator[_CountedAgent]:
     file = place.folder / f"calls-{queue}-{number}.json"
     url = site.api_urls[number % len(site.api_urls)]
-    with running_agent(place, queue, max_jobs=SLOTS, name=f"bench-{number}", api_url=url, counts=file) as process:
+    with running_agent(
+        place, queue, max_jobs=slots, calls_only=calls_only, name=f"bench-{number}", api_url=url, counts=file
+    ) as process:
         yield _CountedAgent(process, file)
 
 

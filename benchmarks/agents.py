@@ -1,6 +1,6 @@
 """An agent in a process of its own, as `prefect-launch agent start` runs it, or as the flow `launch-agent`.
 
-Run as `python -m benchmarks.agents loop|flow|unsampled CONFIG_JSON [COUNTS_FILE]` it is that process.
+Run as `python -m benchmarks.agents loop|flow|unsampled|calls CONFIG_JSON [COUNTS_FILE]` it is that process.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def running_agent(
     max_jobs: int,
     in_flow: bool = False,
     samples: bool = True,
+    calls_only: bool = False,
     name: str = "bench",
     api_url: str | None = None,
     counts: Path | None = None,
@@ -46,13 +47,14 @@ def running_agent(
         max_jobs: how many items it works on at a time.
         in_flow: as the body of the flow `launch-agent`, its items being task runs.
         samples: whether it looks at what its runs use.
+        calls_only: whether it only sends an agent's calls, once it is told to (`bare_server.calls_when_told`).
         name: beginning of its name.
         api_url: of the server, when it is not the place's.
         counts: the file to which it writes its requests at a signal (`benchmarks.calls`).
         more: further settings.
     """
     config = config_of(queue, max_jobs=max_jobs, name=name, **more)
-    front = "flow" if in_flow else "loop" if samples else "unsampled"
+    front = "calls" if calls_only else "flow" if in_flow else "loop" if samples else "unsampled"
     arguments = [front, json.dumps(config), *([str(counts)] if counts else [])]
     environment = {**os.environ, **({"PREFECT_API_URL": api_url} if api_url else {})}
     log = place.folder / f"agent-{config['name']}.log"
@@ -73,6 +75,7 @@ def main() -> None:
     from prefect_launch.cli.process import loading
 
     with loading():  # As `prefect-launch agent start` does.
+        from benchmarks.bare_server import calls_when_told
         from prefect_launch.agent import create_and_run_agent
         from prefect_launch.agent.entry.flow import launch_agent
         from prefect_launch.client.api import Api
@@ -85,7 +88,9 @@ def main() -> None:
     if front == "unsampled":
         LocalProcessRunner.tells_usage = LocalContainerRunner.tells_usage = False
     try:
-        if front == "flow":
+        if front == "calls":
+            calls_when_told(Api(), config["queues"][0], slots=config["max_jobs"])
+        elif front == "flow":
             asyncio.run(launch_agent(config))
         else:
             create_and_run_agent(Api(), config)

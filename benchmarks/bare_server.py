@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from itertools import cycle
-from typing import TYPE_CHECKING, Final
+import signal
+from typing import TYPE_CHECKING, Final, NoReturn
 from uuid import UUID, uuid4
 
+from prefect_launch.agent.item.outcome import outcome_of_exit
 from prefect_launch.agent.polling.queue_poller import QueuePoller
-from prefect_launch.client.api import Api
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.queues.presence import Holder
 from prefect_launch.queues.transitions import transition
+from prefect_launch.runners.base import ExitStatus
 
 if TYPE_CHECKING:
-    from multiprocessing.synchronize import Barrier
-
+    from prefect_launch.client.api import Api
     from prefect_launch.server.protocol import Server
     from prefect_launch.server.values import Item
 
-_START_SECONDS: Final = 120.0
-_begin: Barrier
+READY: Final = "ready"
+BEGIN: Final = signal.SIGUSR2
 
 
 def calls_per_item(api: Api, queue: str, *, slots: int) -> None:
@@ -38,43 +34,14 @@ def calls_per_item(api: Api, queue: str, *, slots: int) -> None:
     asyncio.run(_empty(api, queue, slots))
 
 
-class Clients:
-    """Processes that each take the items of a queue of their own from waiting to Completed.
-
-    Args:
-        api_urls: of the servers, which the processes take turns at.
-        queues: the queues, one a process.
-        slots: how many items each has on their way at a time.
-    """
-
-    def __init__(self, api_urls: Sequence[str], queues: Sequence[str], slots: int) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        self._begin = context.Barrier(len(queues) + 1)
-        self._pool = ProcessPoolExecutor(len(queues), context, initializer=_join, initargs=(self._begin,))
-        urls = cycle(api_urls)
-        self._ends = [self._pool.submit(_take_all, next(urls), queue, slots) for queue in queues]
-
-    def work(self) -> float:
-        """Let them begin together once all are there, and wait for their end; return their CPU time, in ms."""
-        self._begin.wait(_START_SECONDS)
-        used = sum(end.result() for end in self._ends)
-        self._pool.shutdown()
-        return used
-
-
-def _join(begin: Barrier) -> None:
-    """Keep what a process waits at, which it can only be given at its start."""
-    global _begin
-    _begin = begin
-
-
-def _take_all(url: str, queue: str, slots: int) -> float:
-    api = Api(url=url)
-    _begin.wait(_START_SECONDS)
-    before = time.process_time()
+def calls_when_told(api: Api, queue: str, *, slots: int) -> NoReturn:
+    """Say that this process is ready, do what `calls_per_item` does at the signal `BEGIN`, and stay."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {BEGIN})
+    print(READY, flush=True)
+    signal.sigwaitinfo({BEGIN})
     calls_per_item(api, queue, slots=slots)
-    return (time.process_time() - before) * 1000
+    while True:
+        signal.pause()
 
 
 async def _empty(api: Api, queue: str, slots: int) -> None:
@@ -98,5 +65,8 @@ async def _empty(api: Api, queue: str, slots: int) -> None:
 async def _report(server: Server, item: Item) -> UUID:
     await server.record_infrastructure(item.id, "/nowhere")
     await transition(server, item.id, StateType.PENDING, ItemState.RUNNING, "Runs nowhere.")
-    await transition(server, item.id, StateType.RUNNING, ItemState.COMPLETED, "Finished.")
+    end = outcome_of_exit(
+        ExitStatus(exit_code=0, duration_seconds=0.0)
+    )  # The server keeps its data in a row of its own.
+    await transition(server, item.id, StateType.RUNNING, end.state, end.message, data=end.data)
     return item.id

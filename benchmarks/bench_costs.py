@@ -228,7 +228,7 @@ def _told(what: str, found: _Found) -> _Found:
 
 def _calls(place: Place, site: Site, name: str, clients: int, slots: int) -> Backlog:
     queue, count = f"{name}-calls-{clients}-{slots}", place.at_a_time(_ITEMS, clients * slots)
-    load = bare_load(site, queue, _spec(place, site), count, clients=clients, slots=slots)
+    load = bare_load(place, site, queue, _spec(place, site), count, clients=clients, slots=slots)
     found = Backlog(clients, slots, load.rate, load.server_ms, load.database_ms, load.agents_ms, count)
     return _told("the calls alone", found)
 
