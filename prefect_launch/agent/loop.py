@@ -258,8 +258,8 @@ class Loop:
         others = sorted(name for name, common in shared.items() if common)
         if others:
             log.info(
-                "shared-queue: other agents take items of %s too: %s. With a server on SQLite, one agent with a larger"
-                " max_jobs is faster than several; with PostgreSQL, start as many as you need.",
+                "shared-queue: other agents take items of %s too: %s. With a server on SQLite, several agents get no"
+                " more done than one with as many slots (max_jobs); with PostgreSQL, start as many as you need.",
                 ", ".join(sorted({queue for common in shared.values() for queue in common})),
                 ", ".join(others),
             )
