@@ -42,9 +42,10 @@ from prefect_launch.agent.reporting.wait_notes import WaitReasonLogger
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import LaunchError, ServerUnavailableError, UnreachableError
-from prefect_launch.queues.agent_status import end_drain_request
+from prefect_launch.queues.agent_status import drain_variable, end_drain_request
 from prefect_launch.queues.presence import Presence, delete_presence, read_presences, write_presence
 from prefect_launch.queues.transitions import retry_until_available
+from prefect_launch.server.event_stream import follow
 from prefect_launch.server.values import JOB_FLOW, ItemChange
 from prefect_launch.spec.item_parameters import is_scheduler
 
@@ -113,8 +114,8 @@ class Loop:
             BackgroundTask("drain request", self._reporter.watch_drain_request),
             # Without these the agent still does its own work, and can be stopped.
             BackgroundTask("events", lambda: listen(self._server, pool_ids, self._on_event), vital=False),
-            BackgroundTask("drain events", self._reporter.listen, vital=False),
-            BackgroundTask("limits", self._poller.watch_limits, vital=False),
+            BackgroundTask("setting events", self._watch_settings, vital=False),
+            BackgroundTask("limits", lambda: self._poller.watch_limits(self._poll_again), vital=False),
             BackgroundTask("status", self._reporter.post, vital=False),
             BackgroundTask("unlistable items", self._unlistable.watch, vital=False),
             BackgroundTask("status line", self._log_status, vital=False),
@@ -326,6 +327,18 @@ class Loop:
             if await count(pool=queue, state_names=[ItemState.AWAITING_RETRY.label]):
                 return False
         return True
+
+    async def _watch_settings(self) -> None:
+        """Act at once on what is set for the agent or its queues; never returns."""
+        names = (drain_variable(self._config.name), *self._config.queues)
+        await follow(lambda: self._server.watch_settings(*names), self._on_setting)
+
+    def _on_setting(self, name: str) -> None:
+        """Act on an event; the first of a stream, without a name, says that some may have been missed."""
+        if name in self._config.queues:
+            self._poller.check_limits()
+        else:
+            self._reporter.check_drain_request()
 
     def _on_event(self, change: ItemChange) -> None:
         """Act on an event; the first of a stream says that it is open, and that some may have been missed."""

@@ -60,7 +60,11 @@ _KEPT_CONNECTIONS: Final = 4
 # --- events ---
 
 _ITEM_RESOURCE: Final = "prefect.flow-run."
-_VARIABLE_EVENTS: Final = ("prefect.variable.created", "prefect.variable.updated", "prefect.variable.deleted")
+_SETTING_EVENTS: Final = (
+    *("prefect.variable.created", "prefect.variable.updated", "prefect.variable.deleted"),
+    *("prefect.work-pool.updated", "prefect.work-pool.paused"),
+    *("prefect.work-pool.ready", "prefect.work-pool.not-ready"),  # One of them, when a pause ends.
+)
 
 
 class EventCalls(Calls):
@@ -99,16 +103,16 @@ class EventCalls(Calls):
         async for event in self._watch(wanted):
             yield "" if event is None else event.resource.id.removeprefix(_ITEM_RESOURCE)
 
-    async def watch_variable(self, name: str) -> AsyncIterator[str]:
+    async def watch_settings(self, *names: str) -> AsyncIterator[str]:
         from prefect.events import ResourceSpecification
         from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 
         wanted = EventFilter(
-            event=EventNameFilter(name=list(_VARIABLE_EVENTS)),
-            resource=EventResourceFilter(labels=ResourceSpecification({"prefect.resource.name": [name]})),
+            event=EventNameFilter(name=list(_SETTING_EVENTS)),
+            resource=EventResourceFilter(labels=ResourceSpecification({"prefect.resource.name": list(names)})),
         )
         async for event in self._watch(wanted):
-            yield "" if event is None else name
+            yield "" if event is None else event.resource.name or ""
 
     async def _watch(self, wanted: EventFilter) -> AsyncIterator[Event | None]:
         """Yield `None` once the stream is open, then each event."""

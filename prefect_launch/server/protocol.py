@@ -343,10 +343,15 @@ class Server(Protocol):
     async def delete_variable(self, name: str) -> bool:
         """Delete a variable; whether it was there."""
 
-    def watch_variable(self, name: str) -> AsyncIterator[str]:
-        """Yield an empty text once the stream is open, then the variable's name whenever it is set or deleted.
+    def watch_settings(self, *names: str) -> AsyncIterator[str]:
+        """Yield an empty text once the stream is open, then a name whenever what has it is changed.
 
-        Servers before Prefect 3.8 do not tell. As for `watch_pools`, an event comes before the change is committed.
+        That is a variable which is set or deleted, or a queue which is paused, resumed, or given another limit or
+        template. Servers before Prefect 3.8 do not tell. As for `watch_pools`, an event comes before the change is
+        committed.
+
+        Args:
+            names: of variables and queues.
 
         Raises:
             ServerUnavailableError: when the event stream cannot be reached, or breaks.

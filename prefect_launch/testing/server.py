@@ -134,7 +134,7 @@ class InMemoryVariables(Calls):
                 f"The Prefect server refuses this: value: Variable value must be ≤ {_MOST_CHARS} characters"
             )
         self._store.variables[name] = (as_json(value), tuple(tags))
-        self._tell(name)
+        self._store.notify_setting(name)
 
     @call
     def create_variable(self, name: str, value: Any, *, tags: Collection[str] = ()) -> bool:
@@ -145,19 +145,14 @@ class InMemoryVariables(Calls):
 
     @call
     def delete_variable(self, name: str) -> bool:
-        self._tell(name)
+        self._store.notify_setting(name)
         return self._store.variables.pop(name, None) is not None
 
-    def watch_variable(self, name: str) -> AsyncIterator[str]:
-        watcher = Watcher(variable=name)
+    def watch_settings(self, *names: str) -> AsyncIterator[str]:
+        watcher = Watcher(names=names)
         with self._store.lock:
             self._store.watchers.add(watcher)
         return self._stream(watcher)
-
-    def _tell(self, name: str) -> None:
-        for watcher in list(self._store.watchers):
-            if watcher.variable == name:
-                watcher.notify(name)
 
     @call
     def list_variables(self, *tags: str) -> dict[str, Any]:

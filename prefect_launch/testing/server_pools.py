@@ -88,6 +88,7 @@ class InMemoryPools(Calls):
         if "base_job_template" in changes:
             check_placeholders(name, changes["base_job_template"])
         stored.pool = stored.pool.model_copy(update=changes)
+        self._store.notify_setting(name)
 
     @call
     def delete_pool(self, name: str) -> bool:

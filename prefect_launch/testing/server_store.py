@@ -73,14 +73,14 @@ class Watcher:
         self,
         pool_ids: Collection[UUID] = (),
         *,
-        variable: str | None = None,
+        names: Collection[str] = (),
         tag: str | None = None,
         item_ids: Collection[UUID] = (),
         state_types: Collection[StateType] = (),
     ) -> None:
         self.pool_ids = frozenset(pool_ids)
         self.item_ids = frozenset(item_ids)
-        self.variable = variable
+        self.names = frozenset(names)
         self.tag = tag
         self.state_types = frozenset(state_types or StateType)
         self._loop = asyncio.get_running_loop()
@@ -91,10 +91,10 @@ class Watcher:
         """Name of the call that it answers."""
         if self.tag is not None:
             return "watch_items"
-        return "watch_pools" if self.variable is None else "watch_variable"
+        return "watch_settings" if self.names else "watch_pools"
 
     def notify(self, event: str | ItemChange | None) -> None:
-        """Hand over an item's change or id, or a variable's name; `None` ends the stream."""
+        """Hand over an item's change or id, or the name of a setting; `None` ends the stream."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
@@ -127,6 +127,12 @@ class Store:
     def pool_of(self, item: Item) -> StoredPool | None:
         """Return the pool that an item is in."""
         return self.pools.get(item.work_pool_name) if item.work_pool_name else None
+
+    def notify_setting(self, name: str) -> None:
+        """Notify those who watch the variable or pool of a name."""
+        for watcher in list(self.watchers):
+            if name in watcher.names:
+                watcher.notify(name)
 
     def notify(self, item: Item, *, pools: bool) -> None:
         """Notify those who watch the item, or a tag of it; with `pools`, those who watch its pool, too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import uuid4
 
 import anyio
@@ -61,7 +62,7 @@ class VariableContract:
 
     async def test_change_of_a_variable_is_told_to_those_who_watch_it(self, place: Place) -> None:
         server, name, other = place.server, f"v_{uuid4().hex[:8]}", f"v_{uuid4().hex[:8]}"
-        watch = server.watch_variable(name)
+        watch = server.watch_settings(name)
         assert await anext(watch) == ""
         with anyio.fail_after(60):
             await server.write_variable(other, 1)
@@ -69,6 +70,20 @@ class VariableContract:
             assert await anext(watch) == name
             await server.delete_variable(name)
             assert await anext(watch) == name
+
+    @pytest.mark.parametrize("change", [{"is_paused": True}, {"concurrency_limit": 3}])
+    async def test_change_of_a_queue_is_told_to_those_who_watch_it(self, place: Place, change: dict[str, Any]) -> None:
+        server, name = place.server, f"v_{uuid4().hex[:8]}"
+        watch = server.watch_settings(name, place.pool)
+        assert await anext(watch) == ""
+        with anyio.fail_after(60):
+            await server.update_pool(place.pool, **change)
+            assert await anext(watch) == place.pool
+            await server.update_pool(place.pool, is_paused=False, concurrency_limit=None)
+            assert await anext(watch) == place.pool
+            await server.write_variable(name, 1)
+            while await anext(watch) != name:  # A pause that ends and a limit that goes are two events.
+                pass
 
     async def test_variable_that_is_too_long_is_refused(self, place: Place) -> None:
         with pytest.raises(SpecError, match="refuses this"):

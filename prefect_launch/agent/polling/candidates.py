@@ -2,12 +2,11 @@
 
 A poll asks for four times the free slots. An agent that is alone takes items first in, first out. On a queue without
 limits it asks for at least sixteen, and may claim them for two seconds, so that a busy agent polls once for many items:
-a poll costs the server 22 ms, and each item of it 0.15 ms.
-Whatever changes the order meanwhile (a new item of another priority, one that is put back or due) is an event, or known
-by its time, and ends that. A new item of the least urgent priority among those left waits behind them; one that was
-moved and keeps its place in line may come as late as the window is long. An item that has left the queue, which no
-event tells, is refused at the claim, or found to have ended there (`prefect_launch.queues.claim`). A queue that is
-paused may give what was polled before.
+a poll costs the server 22 ms, and each item of it 0.15 ms. Whatever changes the order meanwhile (a new item of another
+priority, one that is put back or due, a pause of the queue) is an event, or known by its time, and ends that. A new
+item of the least urgent priority among those left waits behind them; one that was moved and keeps its place in line may
+come as late as the window is long. An item that has left the queue, which no event tells, is refused at the claim, or
+found to have ended there (`prefect_launch.queues.claim`).
 
 Several agents share what waits (`prefect_launch.agent.polling.share`): each asks for as many times more, and takes its
 own items first. The older a candidate is, the likelier another agent has it: one older than the window is not used. The

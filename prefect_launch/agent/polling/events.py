@@ -27,11 +27,18 @@ class WakeEvent:
         """Wake the loop."""
         self._event.set()
 
-    async def wait(self, seconds: float) -> None:
-        """Wait until it is set, or the time is up."""
+    async def wait(self, seconds: float) -> bool:
+        """Wait until it is set, or the time is up; return whether it was set."""
         with anyio.move_on_after(seconds):
             await self._event.wait()
+        was_set = self._event.is_set()
         self._event.clear()
+        return was_set
+
+    def set_twice(self) -> None:
+        """Set it for an event of the server's, which comes before the change is committed: now, and when it is."""
+        self._event.set()
+        asyncio.get_running_loop().call_later(SECOND_POLL_SECONDS, self._event.set)
 
 
 async def listen(server: Server, pool_ids: Collection[UUID], on_event: Callable[[ItemChange], None]) -> None:

@@ -17,6 +17,7 @@ import anyio
 
 from prefect_launch.agent.polling.author_gate import AuthorGate
 from prefect_launch.agent.polling.candidates import AdmissionCheck, Candidates, Startable
+from prefect_launch.agent.polling.events import WakeEvent
 from prefect_launch.agent.polling.predecessor_gate import PredecessorGate
 from prefect_launch.agent.polling.share import Fleet, Share
 from prefect_launch.errors import LaunchError, unknown_name
@@ -87,6 +88,7 @@ class QueuePoller:
         self._opens = opens
         self._turn = deque(queues)
         self._limits: dict[str, Limits] = {}
+        self._changed = WakeEvent()
         self._candidates = {
             queue: Candidates(
                 session.server,
@@ -258,11 +260,21 @@ class QueuePoller:
                 per_author=per_author_of(pool) if pool else None,
             )
 
-    async def watch_limits(self) -> None:
-        """Read the limits again and again; never returns."""
+    def check_limits(self) -> None:
+        """Read the limits soon, and poll then: an event reports that a queue was paused, resumed, or limited."""
+        self._changed.set_twice()
+
+    async def watch_limits(self, poll: Callable[[], None]) -> None:
+        """Read the limits again and again; never returns.
+
+        Args:
+            poll: is called once they are read after an event.
+        """
         while True:
-            await anyio.sleep(LIMITS_SECONDS)
+            is_told = await self._changed.wait(LIMITS_SECONDS)
             try:
                 await self.read_limits()
             except LaunchError as error:
                 log.debug("limits not read: %s", error)
+            if is_told:
+                poll()

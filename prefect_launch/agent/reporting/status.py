@@ -7,7 +7,6 @@ interval, and at an event of the server's.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import socket
@@ -19,20 +18,18 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.agent.base import BaseAgent
-from prefect_launch.agent.polling.events import SECOND_POLL_SECONDS, WakeEvent
+from prefect_launch.agent.polling.events import WakeEvent
 from prefect_launch.core.supervision import unless_away
 from prefect_launch.errors import LaunchError
 from prefect_launch.queues.agent_status import (
     AgentStatus,
     RunningItemSummary,
     delete_status,
-    drain_variable,
     end_drain_request,
     post_status,
     read_drain_request,
 )
 from prefect_launch.queues.presence import Presence, delete_presence, write_presence
-from prefect_launch.server.event_stream import follow
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 
@@ -165,13 +162,9 @@ class Reporter:
                 log.info("agent %s %s", self._name, "was asked to drain" if drains else "takes items again")
             await self._changed.wait(self._agent.config.poll_seconds)
 
-    async def listen(self) -> None:
-        """Read the drain request at once when an event reports one; never returns."""
-        await follow(lambda: self._server.watch_variable(drain_variable(self._name)), lambda _: self._on_event())
-
-    def _on_event(self) -> None:
-        self._changed.set()
-        asyncio.get_running_loop().call_later(SECOND_POLL_SECONDS, self._changed.set)
+    def check_drain_request(self) -> None:
+        """Read the drain request soon: an event reports one."""
+        self._changed.set_twice()
 
     async def leave(self, left: AgentStatus) -> None:
         """Delete its status and its presence; when items continue without it, both say so.

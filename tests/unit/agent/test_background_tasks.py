@@ -26,7 +26,7 @@ from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
 
 #: Those that call the server, which is where they are made to fail.
 TASKS = (
-    *("heartbeat", "cancellations", "ownership check", "drain request", "events", "drain events", "limits", "status"),
+    *("heartbeat", "cancellations", "ownership check", "drain request", "events", "setting events", "limits", "status"),
     *("lost agents", "wait reasons", "orphaned cancellations", "abandoned changes", "unlistable items"),
     "preemption",
 )
@@ -96,7 +96,7 @@ async def test_background_task_that_fails_once_is_logged_and_goes_on(
     agent_loop = asyncio.create_task(agent.loop())
     try:
         await bench.until(item, StateType.RUNNING)
-        if name in ("events", "drain events"):  # A stream that breaks is foreseen; it is opened again.
+        if name in ("events", "setting events"):  # A stream that breaks is foreseen; it is opened again.
             await eventually(faults.total, lambda count: count > 1)
             return
         await eventually(faults.total, lambda count: count > 1)

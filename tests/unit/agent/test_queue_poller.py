@@ -15,7 +15,7 @@ from prefect_launch.errors import NotFoundError, ServerUnavailableError
 from prefect_launch.queues.presence import Holder, Presence
 from prefect_launch.queues.session import Session
 from prefect_launch.server.values import Item, ItemChange, State
-from tests.support.bench import QUEUE, RESOURCE, Bench, holder_called
+from tests.support.bench import QUEUE, RESOURCE, Bench, eventually, holder_called
 from tests.support.virtual_time import virtual_time
 
 
@@ -207,6 +207,23 @@ async def test_agent_that_hears_of_anothers_claims_takes_its_own_items_first(ben
     candidates.forget()
     found = [await candidates.next(slots=1, skip=()) for _ in range(4)]
     assert all(item and share.holds(item) for item in found)
+
+
+async def test_item_that_was_polled_before_its_queue_was_paused_is_not_taken(bench: Bench) -> None:
+    await bench.add(2)
+    poller = await poller_of(bench)
+    watching = asyncio.create_task(poller.watch_limits(poller.poll_again))
+    await taken_by(poller)
+    before = bench.server.calls["list_queues"]
+    await bench.server.update_pool(QUEUE, is_paused=True)
+    poller.check_limits()
+
+    async def reads() -> int:
+        return bench.server.calls["list_queues"] - before
+
+    await eventually(reads, lambda count: count == 2)  # At the event, and when the change is sure to be committed.
+    assert await poller.pop(QUEUE, slots=3) is None
+    watching.cancel()
 
 
 async def taken_by(poller: QueuePoller) -> Item:
