@@ -1,8 +1,9 @@
 """Several agents on one queue: the rate at which instant items end, and what each item costs.
 
 The items wait on a paused queue until all agents have started and are idle, so that no start is measured. Then the
-queue is resumed, and the event of one more item wakes the agents. Load by others makes a rate lower; it hardly touches
-what an item costs: requests by kind, and the CPU time of server, database and agents.
+queue is resumed, which wakes the agents of the first API process; one more item wakes those of each other. Load by
+others makes a rate lower; it hardly touches what an item costs: requests by kind, and the CPU time of server, database
+and agents.
 """
 
 from __future__ import annotations
@@ -136,7 +137,9 @@ def bare_load(
 
         with CoresUsed() as used:
             spent = _during(site, senders, work)
-    pace = used.pace([end for queue in queues for end in _ends(site, queue, each)], slots * clients)
+    ends = [_ends(site, queue, each) for queue in queues]
+    first_done = min(map(max, ends))  # From then on fewer ask than are measured.
+    pace = used.pace([end for of in ends for end in of if end <= first_done], slots * clients)
     for one in made:
         one.delete()
     return Load(clients, pace, **spent.per_item(each * clients))
@@ -228,7 +231,7 @@ class _Spent:
 
 
 @dataclass(frozen=True)
-class _CountedAgent:
+class _CountedProcess:
     process: ChildProcess
     file: Path
 
@@ -247,16 +250,16 @@ class _CountedAgent:
 @contextmanager
 def _counted(
     place: Place, site: Site, queue: str, number: int, *, slots: int = SLOTS, calls_only: bool = False
-) -> Iterator[_CountedAgent]:
+) -> Iterator[_CountedProcess]:
     file = place.folder / f"calls-{queue}-{number}.json"
     url = site.api_urls[number % len(site.api_urls)]
     with running_agent(
         place, queue, max_jobs=slots, calls_only=calls_only, name=f"bench-{number}", api_url=url, counts=file
     ) as process:
-        yield _CountedAgent(process, file)
+        yield _CountedProcess(process, file)
 
 
-def _during(site: Site, agents: Sequence[_CountedAgent], work: Callable[[], None]) -> _Spent:
+def _during(site: Site, agents: Sequence[_CountedProcess], work: Callable[[], None]) -> _Spent:
     for agent in agents:
         agent.take()
     before = site.cpu()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING, Final, NoReturn
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
 from uuid import UUID, uuid4
 
 from prefect_launch.agent.item.outcome import outcome_of_exit
@@ -31,42 +33,55 @@ def calls_per_item(api: Api, queue: str, *, slots: int) -> None:
         queue: the queue's name.
         slots: how many items are on their way at a time, as in an agent with that many `max_jobs`.
     """
-    asyncio.run(_empty(api, queue, slots))
+
+    async def take() -> None:
+        async with _connected(api, queue) as (server, poller):
+            await _take_all(server, poller, slots)
+
+    asyncio.run(take())
 
 
-def calls_when_told(api: Api, queue: str, *, slots: int) -> NoReturn:
+def calls_when_told(api: Api, queue: str, *, slots: int) -> None:
     """Say that this process is ready, do what `calls_per_item` does at the signal `BEGIN`, and stay."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {BEGIN})
-    print(READY, flush=True)
-    signal.sigwaitinfo({BEGIN})
-    calls_per_item(api, queue, slots=slots)
-    while True:
-        signal.pause()
+
+    async def take() -> None:
+        begin = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(BEGIN, begin.set)
+        async with _connected(api, queue) as (server, poller):
+            print(READY, flush=True)
+            await begin.wait()
+            await _take_all(server, poller, slots)
+            await asyncio.Event().wait()
+
+    asyncio.run(take())
 
 
-async def _empty(api: Api, queue: str, slots: int) -> None:
+@asynccontextmanager
+async def _connected(api: Api, queue: str) -> AsyncIterator[tuple[Server, QueuePoller]]:
     async with api.open() as session:
         poller = QueuePoller(session, [queue], Holder(agent="nobody", instance=uuid4().hex, host="nowhere"))
         # As an agent does at its start: unread limits count as some, and it would poll more often.
         await poller.read_limits()
-        on_their_way: set[asyncio.Task[UUID]] = set()
-        while True:
-            found = await poller.next(slots=slots - len(on_their_way), skip=())
-            if found is not None:
-                on_their_way.add(asyncio.create_task(_report(session.server, found[0])))
-            elif not on_their_way:
-                return
-            if found is None or len(on_their_way) == slots:
-                done, on_their_way = await asyncio.wait(on_their_way, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    poller.note_freed_slot(task.result())
+        yield session.server, poller
+
+
+async def _take_all(server: Server, poller: QueuePoller, slots: int) -> None:
+    on_their_way: set[asyncio.Task[UUID]] = set()
+    while True:
+        found = await poller.next(slots=slots - len(on_their_way), skip=())
+        if found is not None:
+            on_their_way.add(asyncio.create_task(_report(server, found[0])))
+        elif not on_their_way:
+            return
+        if found is None or len(on_their_way) == slots:
+            done, on_their_way = await asyncio.wait(on_their_way, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                poller.note_freed_slot(task.result())
 
 
 async def _report(server: Server, item: Item) -> UUID:
     await server.record_infrastructure(item.id, "/nowhere")
     await transition(server, item.id, StateType.PENDING, ItemState.RUNNING, "Runs nowhere.")
-    end = outcome_of_exit(
-        ExitStatus(exit_code=0, duration_seconds=0.0)
-    )  # The server keeps its data in a row of its own.
+    end = outcome_of_exit(ExitStatus(exit_code=0))  # The server keeps its data in a row of its own.
     await transition(server, item.id, StateType.RUNNING, end.state, end.message, data=end.data)
     return item.id

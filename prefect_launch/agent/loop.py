@@ -259,8 +259,8 @@ class Loop:
         others = sorted(name for name, common in shared.items() if common)
         if others:
             log.info(
-                "shared-queue: other agents take items of %s too: %s. With a server on SQLite, several agents get no"
-                " more done than one with as many slots (max_jobs); with PostgreSQL, start as many as you need.",
+                "shared-queue: other agents take items of %s too: %s. With a server on SQLite, stop this one and raise"
+                " the other's max_jobs: several get hardly more done. With PostgreSQL, start as many as you need.",
                 ", ".join(sorted({queue for common in shared.values() for queue in common})),
                 ", ".join(others),
             )
@@ -335,10 +335,10 @@ class Loop:
 
     def _on_setting(self, name: str) -> None:
         """Act on an event; the first of a stream, without a name, says that some may have been missed."""
-        if name in self._config.queues:
-            self._poller.check_limits()
-        else:
+        if name not in self._config.queues:
             self._reporter.check_drain_request()
+        if not name or name in self._config.queues:
+            self._poller.check_limits()
 
     def _on_event(self, change: ItemChange) -> None:
         """Act on an event; the first of a stream says that it is open, and that some may have been missed."""

@@ -183,11 +183,13 @@ def _after(queues: tuple[str, ...], page: Sequence[Item]) -> Place | None:
 POLL_FACTOR: Final = 4
 #: For how long a poll's items may be claimed.
 WINDOW_SECONDS: Final = 0.5
-#: The same on a queue without limits, for items that no other agent tries for, and how many are asked for at least.
+#: The same on a queue without limits, for items that no other agent tries for.
 SURE_SECONDS: Final = 2.0
-LEAST_ITEMS: Final = 16
-#: Both times as many as agents share what waits, but at most so many seconds, and so many items.
+#: The longest window of the own items of an agent that shares, whose window is as many times longer as agents share.
 MOST_SECONDS: Final = 8.0
+#: How many items are asked for at least on a queue without limits, for each agent that shares.
+LEAST_ITEMS: Final = 16
+#: How many the agents' number makes of that at most.
 _MOST_ITEMS: Final = 64
 #: How far a poll may look ahead at most, and how much further than to the next poll, which may come a little late.
 _MOST_AHEAD_SECONDS: Final = 24 * 3600.0
@@ -270,10 +272,7 @@ class Candidates:
 
     def drop(self, item_id: str) -> None:
         """Try no more for an item that another agent has claimed."""
-        left = deque(item for item in self._items if str(item.id) != item_id)
-        if len(left) < len(self._items):
-            self._share.note_lost_claim()
-        self._items = left
+        self._items = deque(item for item in self._items if str(item.id) != item_id)
 
     def forget(self) -> None:
         """Poll anew at the next use: something has come in that may be more urgent."""

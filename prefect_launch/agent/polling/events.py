@@ -36,7 +36,7 @@ class WakeEvent:
         return was_set
 
     def set_twice(self) -> None:
-        """Set it for an event of the server's, which comes before the change is committed: now, and when it is."""
+        """Set it for an event of the server's: now, and a moment later, when the change is mostly committed."""
         self._event.set()
         asyncio.get_running_loop().call_later(SECOND_POLL_SECONDS, self._event.set)
 

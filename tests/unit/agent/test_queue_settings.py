@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import pytest
+
 from prefect_launch.agent.polling.events import SECOND_POLL_SECONDS
 from prefect_launch.core.states import StateType
 from prefect_launch.testing import Script
@@ -25,7 +27,8 @@ def calls_of(bench: Bench, name: str) -> Callable[[], Awaitable[int]]:
 
 async def has_settled(bench: Bench) -> None:
     """Wait until the agent hears of events, and polls no more."""
-    await eventually(calls_of(bench, "watch_settings"), bool)
+    for call in ("watch_settings", "watch_pools", "poll"):
+        await eventually(calls_of(bench, call), bool)
 
     async def is_still() -> bool:
         polls = bench.server.calls["poll"]
@@ -53,5 +56,21 @@ async def test_place_of_a_limit_that_was_raised_is_taken_at_once(bench: Bench) -
         await bench.until(first, StateType.RUNNING)
         await has_settled(bench)
         assert await bench.states(second) == ["Queued"]
+        await bench.server.update_pool(QUEUE, concurrency_limit=2)
+        await bench.until(second, StateType.RUNNING)
+
+
+async def test_limit_that_was_raised_while_the_event_stream_was_away_is_read_once_it_is_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect_launch.agent.polling.queue_poller.LIMITS_SECONDS", POLL_SECONDS)
+    bench.plays(Script(seconds=600))
+    await bench.server.update_pool(QUEUE, concurrency_limit=1)
+    first, second = await bench.add(2)
+    async with bench.running(bench.agent(poll_seconds=POLL_SECONDS, max_jobs=2)):
+        await bench.until(first, StateType.RUNNING)
+        await has_settled(bench)
+        bench.server.down()
+        bench.server.up()
         await bench.server.update_pool(QUEUE, concurrency_limit=2)
         await bench.until(second, StateType.RUNNING)

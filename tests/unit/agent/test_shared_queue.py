@@ -28,9 +28,7 @@ async def test_second_agent_of_a_queue_says_once_what_that_means_on_sqlite(
         await _started(bench, bench.agent("second"))
     assert caplog.text.count("shared-queue: other agents take items of gpu too: first.") == 1
     assert caplog.text.count("shared-queue") == 1
-    assert (
-        "With a server on SQLite, several agents get no more done than one with as many slots (max_jobs)" in caplog.text
-    )
+    assert "With a server on SQLite, stop this one and raise the other's max_jobs" in caplog.text
 
 
 async def test_agent_does_not_name_those_of_other_queues_and_those_that_are_gone(
