@@ -84,6 +84,7 @@ class Loop:
         self._unreachable_at_start: set[str] = set()
         self._may_have_claims = False
         self._scheduler_sought_at = float("-inf")
+        self._has_heard = False
         self._new_items = NewItems(agent.poller.fleet, self._poll_for)
 
     async def run(self) -> None:
@@ -337,8 +338,10 @@ class Loop:
         """Act on an event; the first of a stream, without a name, says that some may have been missed."""
         if name not in self._config.queues:
             self._reporter.check_drain_request()
-        if not name or name in self._config.queues:
+        # The limits were read just before the first stream was opened.
+        if name in self._config.queues or (not name and self._has_heard):
             self._poller.check_limits()
+        self._has_heard = True
 
     def _on_event(self, change: ItemChange) -> None:
         """Act on an event; the first of a stream says that it is open, and that some may have been missed."""
