@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks.agents import running_agent
+from benchmarks.agents import Front, running_agent
 from benchmarks.bare_server import BEGIN, READY
 from benchmarks.calls import Counted, read_calls
 from benchmarks.cpu import cpu_ms
@@ -123,7 +123,7 @@ def bare_load(
         launch_add_many([spec] * each, queue, api=api)
     with ExitStack() as stack:
         senders = [
-            stack.enter_context(_counted(place, site, queue, number, slots=slots, calls_only=True))
+            stack.enter_context(_counted(place, site, queue, number, slots=slots, front="calls"))
             for number, queue in enumerate(queues)
         ]
         for sender in senders:
@@ -249,12 +249,12 @@ class _CountedProcess:
 
 @contextmanager
 def _counted(
-    place: Place, site: Site, queue: str, number: int, *, slots: int = SLOTS, calls_only: bool = False
+    place: Place, site: Site, queue: str, number: int, *, slots: int = SLOTS, front: Front = "loop"
 ) -> Iterator[_CountedProcess]:
     file = place.folder / f"calls-{queue}-{number}.json"
     url = site.api_urls[number % len(site.api_urls)]
     with running_agent(
-        place, queue, max_jobs=slots, calls_only=calls_only, name=f"bench-{number}", api_url=url, counts=file
+        place, queue, max_jobs=slots, front=front, name=f"bench-{number}", api_url=url, counts=file
     ) as process:
         yield _CountedProcess(process, file)
 

@@ -13,11 +13,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.calls import Counted
 from benchmarks.place import Place
 from tests.support.processes import ChildProcess
+
+Front = Literal["loop", "flow", "unsampled", "calls"]
 
 
 def config_of(queue: str, *, max_jobs: int, name: str = "bench", **more: Any) -> dict[str, Any]:
@@ -31,9 +33,7 @@ def running_agent(
     queue: str,
     *,
     max_jobs: int,
-    in_flow: bool = False,
-    samples: bool = True,
-    calls_only: bool = False,
+    front: Front = "loop",
     name: str = "bench",
     api_url: str | None = None,
     counts: Path | None = None,
@@ -45,16 +45,15 @@ def running_agent(
         place: where the server and the engine are.
         queue: the agent's queue.
         max_jobs: how many items it works on at a time.
-        in_flow: as the body of the flow `launch-agent`, its items being task runs.
-        samples: whether it looks at what its runs use.
-        calls_only: whether it only sends an agent's calls, once it is told to (`bare_server.calls_when_told`).
+        front: what it is: `loop`, as `agent start` runs it; `flow`, the body of the flow `launch-agent`, its items
+            being task runs; `unsampled`, a loop that does not look at what its runs use; `calls`, which only sends
+            an agent's calls, once it is told to (`bare_server.calls_when_told`).
         name: beginning of its name.
         api_url: of the server, when it is not the place's.
         counts: the file to which it writes its requests at a signal (`benchmarks.calls`).
         more: further settings.
     """
     config = config_of(queue, max_jobs=max_jobs, name=name, **more)
-    front = "calls" if calls_only else "flow" if in_flow else "loop" if samples else "unsampled"
     arguments = [front, json.dumps(config), *([str(counts)] if counts else [])]
     environment = {**os.environ, **({"PREFECT_API_URL": api_url} if api_url else {})}
     log = place.folder / f"agent-{config['name']}.log"

@@ -76,9 +76,15 @@ def page(text: str) -> str:
 
 
 def _cell(kept: Mapping[tuple[str, str], _Kept], kind: str, processes: int, agents: int) -> str:
-    figures = (kept[kind, who].get(processes, {}).get(agents) for who in (_AGENTS, _CALLS))
-    ours, alone = (None if one is None else f"{one:.1f}" if kind == _RATE else f"{one:.0f} ms" for one in figures)
-    return "" if ours is None else ours if alone is None else f"{ours} ({alone})"
+    ours = kept[kind, _AGENTS].get(processes, {}).get(agents)
+    alone = kept[kind, _CALLS].get(processes, {}).get(agents)
+    if ours is None:
+        return ""
+    return _told_as(kind, ours) if alone is None else f"{_told_as(kind, ours)} ({_told_as(kind, alone)})"
+
+
+def _told_as(kind: str, figure: float) -> str:
+    return f"{figure:.1f}" if kind == _RATE else f"{figure:.0f} ms"
 
 
 def _server(processes: int) -> str:

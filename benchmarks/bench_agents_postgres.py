@@ -23,7 +23,7 @@ from benchmarks.place import Place
 from tests.support.postgres import PostgresServer
 from tests.support.prefect_server import PrefectServerProcess, client_settings
 
-_ITEMS: Final = 300
+_ITEMS: Final = 1000
 #: Numbers of agents, by that of API processes.
 _AGENTS: Final = {1: (1, 2, 4, 8), 2: (2, 8)}
 _MACHINE: Final = "2 cores, 24 GiB of memory"

@@ -59,7 +59,7 @@ def _launches(place: Place, base: str, config: dict[str, Any]) -> list[Figure]:
     stamp = time.time_ns()
     job = _job(place, f"bench-{stamp}", f"pass  # {stamp}")
     code, image, changed, floors = [], [], [], []
-    with running_agent(place, _QUEUE, max_jobs=1, in_flow=False, **config):
+    with running_agent(place, _QUEUE, max_jobs=1, **config):
         _item(events, job=job)
         for _ in range(place.rounds(_LAUNCHES)):
             code.append(_item(events, job=job))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from statistics import median
 
-from benchmarks.agents import running_agent
+from benchmarks.agents import Front, running_agent
 from benchmarks.bare_engine import LABEL, StartEvents, clear, create_and_start
 from benchmarks.figures import Figure, at_most_over, percentile
 from benchmarks.place import Place
@@ -28,17 +28,17 @@ _PAUSE_SECONDS = 0.4
 def measure(place: Place) -> list[Figure]:
     """Measure both ways to run an agent."""
     return [
-        *_measure(place, "dispatch-loop", "agent start", _LOOP_ITEMS, in_flow=False),
-        *_measure(place, "dispatch-flow", "flow launch-agent", _FLOW_ITEMS, in_flow=True),
+        *_measure(place, "dispatch-loop", "agent start", "loop", _LOOP_ITEMS),
+        *_measure(place, "dispatch-flow", "flow launch-agent", "flow", _FLOW_ITEMS),
     ]
 
 
-def _measure(place: Place, queue: str, front: str, items: int, *, in_flow: bool) -> list[Figure]:
+def _measure(place: Place, queue: str, name: str, front: Front, items: int) -> list[Figure]:
     image = place.shell_image
     place.api.create_run_queue(queue, "local-container")
     bare, ours = StartEvents(place.engine.api, LABEL), StartEvents(place.engine.api, Labels.ITEM)
     floors, waits = [], []
-    with use_api(place.api), running_agent(place, queue, max_jobs=1, in_flow=in_flow):
+    with use_api(place.api), running_agent(place, queue, max_jobs=1, front=front):
         for count in range(_WARM_UP + place.rounds(items)):
             wait = _item(queue, image, ours)
             time.sleep(_PAUSE_SECONDS)
@@ -49,10 +49,11 @@ def _measure(place: Place, queue: str, front: str, items: int, *, in_flow: bool)
     bare.close()
     ours.close()
     place.api.run_queue(queue).delete()
-    floor, name = median(floors), f"create + start, median of {len(floors)}"
+    floor, floor_name = median(floors), f"create + start, median of {len(floors)}"
+    beside = (floor, floor_name)
     return [
-        Figure(f"dispatch, {front}, p50", median(waits), "ms", floor, name, at_most_over(floor, 100, "ms")),
-        Figure(f"dispatch, {front}, p99", percentile(waits, 0.99), "ms", floor, name, at_most_over(floor, 400, "ms")),
+        Figure(f"dispatch, {name}, p50", median(waits), "ms", *beside, at_most_over(floor, 100, "ms")),
+        Figure(f"dispatch, {name}, p99", percentile(waits, 0.99), "ms", *beside, at_most_over(floor, 400, "ms")),
     ]
 
 

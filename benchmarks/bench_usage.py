@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
-from benchmarks.agents import running_agent
+from benchmarks.agents import Front, running_agent
 from benchmarks.cpu import cpu_ms
 from benchmarks.figures import Figure, Goal
 from benchmarks.place import Place
@@ -54,15 +54,15 @@ def measure(place: Place) -> list[Figure]:
 
 def _figure(place: Place, queue: str, what: str, spec: Mapping[str, object]) -> Figure:
     count = place.few(_RUNS)
-    without = _share(place, queue, spec, count, samples=False)
-    sampled = _share(place, queue, spec, count, samples=True)
+    without = _share(place, queue, spec, count, "unsampled")
+    sampled = _share(place, queue, spec, count, "loop")
     goal = Goal("≤ floor + 1 % of a core", without + 1.0)
     return Figure(f"agent's CPU, {count} {what}", sampled, "% of a core", without, "the same, not sampled", goal)
 
 
-def _share(place: Place, queue: str, spec: Mapping[str, object], count: int, *, samples: bool) -> float:
+def _share(place: Place, queue: str, spec: Mapping[str, object], count: int, front: Front) -> float:
     """Return the share of a core that an agent uses while its runs do nothing, in percent."""
-    agent = running_agent(place, queue, max_jobs=count, samples=samples, stopped_run_timeout=1)
+    agent = running_agent(place, queue, max_jobs=count, front=front, stopped_run_timeout=1)
     with agent as process, _runs(place, queue, spec, count):
         time.sleep(0.5 if place.quick else _SETTLE_SECONDS)
         begun, spent = time.monotonic(), cpu_ms(process.pid)

@@ -112,7 +112,10 @@ class EventCalls(Calls):
             resource=EventResourceFilter(labels=ResourceSpecification({"prefect.resource.name": list(names)})),
         )
         async for event in self._watch(wanted):
-            yield "" if event is None else event.resource.name or ""
+            if event is None:
+                yield ""
+            elif event.resource.name:
+                yield event.resource.name
 
     async def _watch(self, wanted: EventFilter) -> AsyncIterator[Event | None]:
         """Yield `None` once the stream is open, then each event."""

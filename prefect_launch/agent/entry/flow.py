@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import sys
@@ -58,6 +59,7 @@ async def launch_agent(
     """
     if os.environ.get("PREFECT__FLOW_RUN_ID"):  # A process of its own, whose output its service reads.
         outlive_reader(sys.stdout.fileno(), sys.stderr.fileno())
+        gc.freeze()  # What Prefect has loaded stays: a collection that goes through it holds items up.
     server = api if isinstance(api, Api) else Api.model_validate(api or {})
     agent = LaunchAgent(server, config)
     await agent.loop(until_empty=until_empty, max_runtime_seconds=max_runtime_seconds)

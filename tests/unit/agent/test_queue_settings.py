@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,6 +13,9 @@ from prefect_launch.agent.polling.events import SECOND_POLL_SECONDS
 from prefect_launch.core.states import StateType
 from prefect_launch.testing import Script
 from tests.support.bench import QUEUE, Bench, eventually
+
+if TYPE_CHECKING:
+    from prefect_launch.server.values import Item
 
 #: No poll of its own comes in a test.
 POLL_SECONDS = 3600
@@ -38,6 +43,19 @@ async def has_settled(bench: Bench) -> None:
     await eventually(is_still, bool)
 
 
+@asynccontextmanager
+async def second_that_waits_for_the_limit(bench: Bench) -> AsyncIterator[Item]:
+    """The second item of a queue with a limit of one, while an agent with two slots runs the first."""
+    bench.plays(Script(seconds=600))
+    await bench.server.update_pool(QUEUE, concurrency_limit=1)
+    first, second = await bench.add(2)
+    async with bench.running(bench.agent(poll_seconds=POLL_SECONDS, max_jobs=2)):
+        await bench.until(first, StateType.RUNNING)
+        await has_settled(bench)
+        assert await bench.states(second) == ["Queued"]
+        yield second
+
+
 async def test_items_of_a_queue_that_is_resumed_start_at_once(bench: Bench) -> None:
     await bench.server.update_pool(QUEUE, is_paused=True)
     (item,) = await bench.add()
@@ -49,13 +67,7 @@ async def test_items_of_a_queue_that_is_resumed_start_at_once(bench: Bench) -> N
 
 
 async def test_place_of_a_limit_that_was_raised_is_taken_at_once(bench: Bench) -> None:
-    bench.plays(Script(seconds=600))
-    await bench.server.update_pool(QUEUE, concurrency_limit=1)
-    first, second = await bench.add(2)
-    async with bench.running(bench.agent(poll_seconds=POLL_SECONDS, max_jobs=2)):
-        await bench.until(first, StateType.RUNNING)
-        await has_settled(bench)
-        assert await bench.states(second) == ["Queued"]
+    async with second_that_waits_for_the_limit(bench) as second:
         await bench.server.update_pool(QUEUE, concurrency_limit=2)
         await bench.until(second, StateType.RUNNING)
 
@@ -64,12 +76,7 @@ async def test_limit_that_was_raised_while_the_event_stream_was_away_is_read_onc
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prefect_launch.agent.polling.queue_poller.LIMITS_SECONDS", POLL_SECONDS)
-    bench.plays(Script(seconds=600))
-    await bench.server.update_pool(QUEUE, concurrency_limit=1)
-    first, second = await bench.add(2)
-    async with bench.running(bench.agent(poll_seconds=POLL_SECONDS, max_jobs=2)):
-        await bench.until(first, StateType.RUNNING)
-        await has_settled(bench)
+    async with second_that_waits_for_the_limit(bench) as second:
         bench.server.down()
         bench.server.up()
         await bench.server.update_pool(QUEUE, concurrency_limit=2)
