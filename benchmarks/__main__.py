@@ -74,7 +74,7 @@ def machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3
     return (
         f"{os.cpu_count()} cores, {memory:.0f} GiB of memory, Python {platform.python_version()},"
-        f" load average {os.getloadavg()[0]:.2f} at the start. Server, database, engine, agent and caller share them."
+        f" load average {os.getloadavg()[0]:.2f} at the start."
     )
 
 

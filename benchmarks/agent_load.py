@@ -16,13 +16,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.agents import Front, running_agent
 from benchmarks.bare_server import BEGIN, READY
 from benchmarks.calls import Counted, read_calls
 from benchmarks.cpu import cpu_ms
-from benchmarks.other_work import CoresUsed, Pace, other_work
+from benchmarks.other_work import CoresUsed, Pace
 from benchmarks.place import Place
 from prefect_launch.client.api import Api
 from prefect_launch.client.launch_add import launch_add_many
@@ -54,6 +55,11 @@ class Site:
     api_urls: Sequence[str]
     pids: Sequence[int]
     database_pid: int | None = None
+
+    @property
+    def programs(self) -> list[int]:
+        """The process ids of API processes and database."""
+        return [*self.pids, *([self.database_pid] if self.database_pid else [])]
 
     @cached_property
     def apis(self) -> list[Api]:
@@ -151,22 +157,30 @@ class Compared:
 
     Attributes:
         load: of the agents.
-        floor: of the calls alone.
-        beside: the same, beside programs that take as much of the cores as the agents took more than their floor.
+        floor: of the calls alone: what is between before and after the agents.
     """
 
     load: Load
     floor: Load
-    beside: Load
 
 
 def compared(place: Place, site: Site, name: str, spec: Mapping[str, Any], count: int, *, agents: int) -> Compared:
     """Measure agents between their two floors: the server slows down as its database grows."""
-    floor = bare_load(place, site, f"{name}-calls-{agents}", spec, count, clients=agents)
+    before = bare_load(place, site, f"{name}-before-{agents}", spec, count, clients=agents)
     load = agents_load(place, site, f"{name}-agents-{agents}", spec, count, agents=agents)
-    with other_work(load.pace.more_than(floor.pace)):
-        beside = bare_load(place, site, f"{name}-beside-{agents}", spec, count, clients=agents)
-    return Compared(load, floor, beside)
+    after = bare_load(place, site, f"{name}-after-{agents}", spec, count, clients=agents)
+    return Compared(load, _between(before, after))
+
+
+def _between(one: Load, other: Load) -> Load:
+    """Return what is between two measurements of the same."""
+    return Load(
+        one.agents,
+        Pace(mean((one.rate, other.rate)), mean((one.pace.cores, other.pace.cores))),
+        mean((one.server_ms, other.server_ms)),
+        mean((one.database_ms, other.database_ms)),
+        mean((one.agents_ms, other.agents_ms)),
+    )
 
 
 def agents_load(place: Place, site: Site, queue: str, spec: Mapping[str, Any], count: int, *, agents: int) -> Load:

@@ -2,14 +2,15 @@
 
 A server on SQLite is the narrow place: two agents get no more out of it than one, and must not get less, for all that
 they poll, claim and lose to each other. The floor is the calls that an agent makes for such an item, with no job
-between, from as many processes, each with a queue of its own; and the same beside programs that take as much of the
-cores as agents and jobs do.
+between, from as many processes, each with a queue of its own, before and after. The server has a core of its own, for
+both: agents and jobs take nothing from it.
 """
 
 from __future__ import annotations
 
 from benchmarks.agent_load import SLOTS, Compared, Site, compared
 from benchmarks.bench_throughput import instant_job
+from benchmarks.cores import on_cores_of_their_own
 from benchmarks.figures import Figure, at_least_times
 from benchmarks.place import Place
 
@@ -23,7 +24,8 @@ def measure(place: Place) -> list[Figure]:
     assert pid is not None
     site, spec, numbers = Site([place.server.api_url], [pid]), {"job": instant_job(place)}, (1, 2)
     count = place.at_a_time(_ITEMS, max(numbers) * SLOTS)
-    one, two = (compared(place, site, "several", spec, count, agents=number) for number in numbers)
+    with on_cores_of_their_own(site.pids, 1):
+        one, two = (compared(place, site, "several", spec, count, agents=number) for number in numbers)
     against_one = two.load.rate / one.load.rate
     return [
         *figures_of(one, "SQLite"),
@@ -34,14 +36,14 @@ def measure(place: Place) -> list[Figure]:
 
 def figures_of(found: Compared, where: str) -> list[Figure]:
     """Return what so many agents came to, and what an item cost."""
-    load, floor, beside = found.load, found.floor, found.beside
+    load, floor = found.load, found.floor
     name = f"{load.agents} agents, {where}"
     return [
         Figure(name, load.rate, "items/s", floor.rate, _CALLS, at_least_times(floor.rate, 0.9)),
-        Figure(f"{name}, on the cores left", load.rate, "items/s", beside.rate, "that, beside as much other work"),
         Figure(f"{name}: server's CPU", load.server_ms, "ms/item", floor.server_ms, _CALLS),
         Figure(f"{name}: database's CPU", load.database_ms, "ms/item", floor.database_ms, _CALLS),
-        Figure(f"{name}: agents' CPU", load.agents_ms, "ms/item", None, ""),
+        Figure(f"{name}: agents' CPU", load.agents_ms, "ms/item", floor.agents_ms, _CALLS),
+        Figure(f"{name}: cores in use", load.pace.cores, "", floor.pace.cores, _CALLS),
         Figure(f"{name}: polls", load.polls, "/item", None, ""),
         Figure(f"{name}: claims lost", load.lost_claims, "/item", None, ""),
         Figure(f"{name}: asked again (503)", load.busy, "/item", None, ""),

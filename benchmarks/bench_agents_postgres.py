@@ -3,8 +3,8 @@
 Two API processes are two whole servers behind one database, which know nothing of each other: an agent hears only of
 the events of its own. That each item has ended, and has run once, is checked. The floor is the calls that an agent
 makes for such an item, with no job between, from as many processes, each with a queue of its own: the more ask at a
-time, the slower a server is. It is measured once more beside programs that take as much of the cores as agents and
-jobs do.
+time, the slower a server is. API processes and database have cores of their own, for agents and floor alike, as many as
+API processes: agents and jobs take nothing from them. On a machine without a core more than that, all share all.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from benchmarks.agent_load import SLOTS, Compared, Site, compared
 from benchmarks.agents_chart import draw, keep
 from benchmarks.bench_agents import figures_of
 from benchmarks.bench_throughput import instant_job
+from benchmarks.cores import on_cores_of_their_own
 from benchmarks.figures import Figure, at_least_times
 from benchmarks.place import Place
 from tests.support.postgres import PostgresServer
@@ -40,7 +41,7 @@ def measure(place: Place) -> list[Figure]:
     for processes, numbers in _AGENTS.items():
         agents = numbers[: place.few(len(numbers))]
         count = place.at_a_time(_ITEMS, max(agents) * SLOTS)
-        with postgres_site(place, processes) as site:
+        with postgres_site(place, processes) as site, on_cores_of_their_own(site.programs, processes):
             spec = {"job": instant_job(place, site.apis[0])}
             found = [compared(place, site, f"{processes}-apis", spec, count, agents=number) for number in agents]
         measured[processes] = found

@@ -5,10 +5,11 @@ that the server noted, so that the agent's start is left out and nothing asks th
 
 The floor of containers is the engine alone: create, start, wait, remove, one or two at a time, whichever is faster.
 The floor of processes is the server alone: the calls that an agent makes for such an item, with no job between, for
-four items or eight at a time, whichever is faster.
+four items or eight at a time, whichever is faster. The server has a core of its own, for both.
 
-On few cores a floor is high because nothing else runs beside it. So each is measured once more beside a program that
-takes as much of the cores as an item takes more than its floor: what is left to that is lost by waiting.
+The engine works on all cores, and its floor is high on few because nothing else runs beside it. So that is measured
+once more beside a program that takes as much of the cores as an item takes more than its floor: what is left to that is
+lost by waiting.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 from benchmarks.agents import running_agent
 from benchmarks.bare_engine import cycles_per_second
 from benchmarks.bare_server import calls_per_item
+from benchmarks.cores import on_cores_of_their_own
 from benchmarks.figures import Figure, at_least_times
 from benchmarks.other_work import CoresUsed, Pace, other_work
 from benchmarks.place import Place
@@ -70,7 +72,7 @@ def _containers(place: Place) -> list[Figure]:
         return _agent_pace(place, f"throughput-containers-{name}", "local-container", specs, _CONTAINER_SLOTS)
 
     name = f"container items, {_CONTAINER_SLOTS} slots"
-    return _in_turns(name, pace, floor, "engine alone, 1 or 2 at a time")
+    return _in_turns(name, pace, floor, "engine alone, 1 or 2 at a time", shares_cores=True)
 
 
 def _processes(place: Place) -> list[Figure]:
@@ -83,11 +85,16 @@ def _processes(place: Place) -> list[Figure]:
     def pace(name: str) -> Pace:
         return _agent_pace(place, f"throughput-processes-{name}", "local-process", specs, PROCESS_SLOTS)
 
-    return _in_turns(f"process items, {PROCESS_SLOTS} slots", pace, floor, "the same calls, 4 or 8 at a time")
+    name, pid = f"process items, {PROCESS_SLOTS} slots", place.server.pid
+    assert pid is not None
+    with on_cores_of_their_own([pid], 1):
+        return _in_turns(name, pace, floor, "the same calls, 4 or 8 at a time", shares_cores=False)
 
 
-def _in_turns(name: str, pace: Callable[[str], Pace], floor: Callable[[str], Pace], floor_name: str) -> list[Figure]:
-    """Measure twice, with the floor before, between and after, and each time beside as much other work.
+def _in_turns(
+    name: str, pace: Callable[[str], Pace], floor: Callable[[str], Pace], floor_name: str, *, shares_cores: bool
+) -> list[Figure]:
+    """Measure twice, with the floor before, between and after.
 
     The server slows down as its database grows, and others use the machine.
 
@@ -96,18 +103,22 @@ def _in_turns(name: str, pace: Callable[[str], Pace], floor: Callable[[str], Pac
         pace: measures, given a name for the round.
         floor: measures the floor.
         floor_name: what the floor is.
+        shares_cores: whether agents and jobs take cores from what the floor is of: it is measured each time beside as
+            much other work, too.
     """
     floors, paces, loaded = [floor("0")], [], []
     for turn in range(1, _TURNS + 1):
         paces.append(now := pace(f"{turn}"))
-        with other_work(now.more_than(floors[-1])):
-            loaded.append(floor(f"{turn}-beside"))
+        if shares_cores:
+            with other_work(now.more_than(floors[-1])):
+                loaded.append(floor(f"{turn}-beside"))
         floors.append(floor(f"{turn}"))
-    rate, alone, beside = (mean(one.rate for one in many) for many in (paces, floors, loaded))
-    return [
-        Figure(name, rate, "items/s", alone, floor_name, at_least_times(alone, 0.95)),
-        Figure(f"{name}, on the cores left", rate, "items/s", beside, "that, beside as much other work"),
-    ]
+    rate, alone = (mean(one.rate for one in many) for many in (paces, floors))
+    figures = [Figure(name, rate, "items/s", alone, floor_name, at_least_times(alone, 0.95))]
+    if shares_cores:
+        beside = mean(one.rate for one in loaded)
+        figures.append(Figure(f"{name}, on the cores left", rate, "items/s", beside, "that, beside as much other work"))
+    return figures
 
 
 def instant_job(place: Place, api: Api | None = None) -> str:
