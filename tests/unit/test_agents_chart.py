@@ -22,7 +22,7 @@ def test_new_figures_take_the_place_of_old_ones_and_are_drawn(tmp_path: Path, mo
     monkeypatch.setattr(agents_chart, "MEASURED", kept)
     for cost in (300.0, 90.0):
         floor = Load(8, Pace(12.0, 1.2), 60.0, 20.0)
-        agents_chart.keep("m", {1: [Compared(Load(8, Pace(10.0, 1.9), cost, 30.0), floor, floor)]})
+        agents_chart.keep("m", {1: [Compared(Load(8, Pace(10.0, 1.9), cost, 30.0), floor)]})
     figures = {point["what"]: point["figure"] for point in json.loads(kept.read_text())}
     assert figures == {
         "depth: claim": 80,
