@@ -9,12 +9,12 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def on_cores_of_their_own(pids: Collection[int], count: int) -> Iterator[None]:
-    """Let programs have so many cores of this machine, and this process and what it starts the others.
+    """Let programs have so many cores of this machine, and this process and what it starts the others, for a block.
 
-    All share all of them when no core would be left to the others.
+    All share all of them when no core would be left to the others, and once the block is over.
 
     Args:
-        pids: of the programs; what they start later has the same cores.
+        pids: of the programs, which outlive the block; what they start in it has the same cores.
         count: how many cores.
     """
     cores = sorted(os.sched_getaffinity(0))
@@ -22,13 +22,14 @@ def on_cores_of_their_own(pids: Collection[int], count: int) -> Iterator[None]:
     if not others:
         yield
         return
-    for pid in pids:
-        _pin(pid, own)
-    _pin(os.getpid(), others)
+    placed = [*((pid, own) for pid in pids), (os.getpid(), others)]
+    for pid, share in placed:
+        _pin(pid, share)
     try:
         yield
     finally:
-        _pin(os.getpid(), cores)
+        for pid, _ in placed:
+            _pin(pid, cores)
 
 
 def _pin(pid: int, cores: Collection[int]) -> None:
