@@ -150,9 +150,13 @@ def typed_inputs(
         InvalidNameError: when several items are meant.
     """
     schema = _schema(api, job) if isinstance(job, str) and job else None
-    inputs = deep_merge(over or {}, nested([split_assignment(text, "--set") for text in given], schema))
-    named = named_outputs(inputs, schema)
-    return with_values(inputs, {(*keys, "item"): find(api, str(value["item"])).id for keys, value in named})
+    pairs = [split_assignment(text, "--set") for text in given]
+    inputs = deep_merge(over or {}, nested(pairs, schema))
+    # The end of an id may look like a number, such as 890722e2, and so may a file's name: as written, not as typed.
+    written = deep_merge(over or {}, nested(pairs, schema, lambda text, _: text))
+    named = dict(named_outputs(inputs, schema)) | dict(named_outputs(written, schema))
+    found = {keys: {**value, "item": find(api, str(value["item"])).id} for keys, value in named.items()}
+    return with_values(inputs, found)
 
 
 def _schema(api: Api, job: str) -> dict[str, Any] | None:

@@ -295,8 +295,17 @@ def _types(schema: Mapping[str, Any]) -> set[str]:
     return found
 
 
-def nested(assignments: Iterable[tuple[str, str]], schema: Mapping[str, Any] | None) -> dict[str, Any]:
+def nested(
+    assignments: Iterable[tuple[str, str]],
+    schema: Mapping[str, Any] | None,
+    read: Callable[[str, Mapping[str, Any] | None], Any] = typed,
+) -> dict[str, Any]:
     """Make a job's inputs from assignments: `a.b=1` sets `b` in the group `a`, unless the job has an input `a.b`.
+
+    Args:
+        assignments: names and texts.
+        schema: of the job's inputs.
+        read: makes a value of a text and its schema.
 
     Raises:
         SpecError: when one name is both a value and a group.
@@ -316,7 +325,7 @@ def nested(assignments: Iterable[tuple[str, str]], schema: Mapping[str, Any] | N
                 raise SpecError(
                     f"The input {name!r} is set in {group!r}, which was given a value of its own. Keep one."
                 )
-        place[last] = typed(text, _properties(here).get(last))
+        place[last] = read(text, _properties(here).get(last))
     return inputs
 
 

@@ -31,6 +31,17 @@ SCHEMA: dict[str, Any] = {
 }
 
 
+def complete(api: InMemoryApi, run: QueuedRun, outputs: Path) -> None:
+    """Have an item complete, and leave the files of a folder."""
+
+    async def end(session: Session) -> None:
+        for state in (ItemState.CLAIMED, ItemState.RUNNING, ItemState.COMPLETED):
+            assert (await session.server.propose(UUID(run.id), State.of(state))).accepted
+        await session.jobs.put_outputs(run.id, 1, outputs)
+
+    api.call(end)
+
+
 @pytest.fixture
 def trained(job_api: InMemoryApi, tmp_path: Path) -> QueuedRun:
     """An item that has completed, and left a model and a folder of a tokenizer; and a job that takes it."""
@@ -41,13 +52,7 @@ def trained(job_api: InMemoryApi, tmp_path: Path) -> QueuedRun:
     for name in ("model.pt", "tokenizer/vocab.txt", "tokenizer/deep/merges.txt"):
         (tmp_path / "outputs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "outputs" / name).write_text("x")
-
-    async def end(session: Session) -> None:
-        for state in (ItemState.CLAIMED, ItemState.RUNNING, ItemState.COMPLETED):
-            assert (await session.server.propose(UUID(run.id), State.of(state))).accepted
-        await session.jobs.put_outputs(run.id, 1, tmp_path / "outputs")
-
-    job_api.call(end)
+    complete(job_api, run, tmp_path / "outputs")
     return run
 
 
@@ -117,3 +122,20 @@ def test_command_line_takes_the_item_s_name_and_its_short_id(trained: QueuedRun,
         done = CliRunner().invoke(app, ["add", "-j", "evaluate", "-q", "cpu", *options, "--json"])
         added = json.loads(CliRunner().invoke(app, ["item", "show", json.loads(done.stdout)["id"], "--json"]).stdout)
         assert added["inputs"]["model"] == {"item": trained.id, "path": "model.pt"}
+
+
+@pytest.mark.parametrize("given_by", ["options", "both"])
+def test_item_and_file_that_look_like_numbers_are_taken_as_written(
+    trained: QueuedRun, job_api: InMemoryApi, tmp_path: Path, given_by: str
+) -> None:
+    run = launch_add(docker_image="busybox:1", queue_name="gpu", name="890722e2")
+    (tmp_path / "numbered").mkdir()
+    (tmp_path / "numbered" / "1e3").write_text("x")
+    complete(job_api, run, tmp_path / "numbered")
+    options = ["--set", "model.item=890722e2", "--set", "model.path=1e3"]
+    if given_by == "both":
+        (tmp_path / "config.json").write_text(json.dumps(inputs(model={"item": "training", "path": "model.pt"})))
+        options += ["-c", str(tmp_path / "config.json")]
+    done = CliRunner().invoke(app, ["add", "-j", "evaluate", "-q", "cpu", *options, "--set", "epochs=4", "--json"])
+    added = json.loads(CliRunner().invoke(app, ["item", "show", json.loads(done.stdout)["id"], "--json"]).stdout)
+    assert added["inputs"] == {"model": {"item": run.id, "path": "1e3"}, "epochs": 4}
