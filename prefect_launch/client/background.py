@@ -18,7 +18,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
@@ -33,6 +33,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.logging import get_logger
 from prefect.utilities.engine import is_prefect_sigterm_handler_installed
 
+from prefect_launch.core.event_loop import SIGNAL_SECONDS, wait_all
 from prefect_launch.core.terminal import printable
 from prefect_launch.errors import ExecutionError
 from prefect_launch.runners.run import AbstractRun, RunnerRun, Status
@@ -304,10 +305,10 @@ class Follower:
         with self._interruptible():
             _log_awaited_runs(runs)
             try:
-                wait(ends)
+                wait_all(ends)
             except BaseException:  # A handler of the program's own has raised it.
                 _stop(runs)
-                wait(ends)
+                wait_all(ends)
                 raise
 
     async def _await(self, runs: Collection[Followed]) -> None:
@@ -477,7 +478,9 @@ async def _one_of(*futures: Future[Any]) -> None:
 
     for future in futures:
         future.add_done_callback(wake)
-    await done.wait()
+    while not done.is_set():
+        with anyio.move_on_after(SIGNAL_SECONDS):
+            await done.wait()
 
 
 def _stop(runs: Iterable[Followed]) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import contextvars
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
@@ -22,6 +22,10 @@ R = TypeVar("R")
 
 #: Time for a cancelled call to clean up what it has begun (a build, a push) before its caller continues.
 _END_SECONDS: Final = 10.0
+
+#: How late a signal is handled that comes just before the main thread blocks. It interrupts no system call, and Python
+#: runs its handler when that thread wakes.
+SIGNAL_SECONDS: Final = 0.5
 
 
 class Background(Generic[R]):
@@ -70,6 +74,7 @@ class Background(Generic[R]):
         work = _Work(self._loop, partial(function, self._ready.result()))
         try:
             work.begin()
+            wait_all([work.result])
             return work.result.result()
         except BaseException:
             work.cancel()
@@ -149,6 +154,14 @@ def run_sync(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
     thread = ThreadPoolExecutor(1, "prefect-launch-sync")
     try:
-        return thread.submit(contextvars.copy_context().run, asyncio.run, work).result()
+        result = thread.submit(contextvars.copy_context().run, asyncio.run, work)
+        wait_all([result])
+        return result.result()
     finally:
         thread.shutdown(wait=False)  # An interrupted caller does not wait for the work.
+
+
+def wait_all(futures: Collection[Future[Any]]) -> None:
+    """Wait until all futures are done. A signal meanwhile is handled within `SIGNAL_SECONDS`."""
+    while wait(futures, timeout=SIGNAL_SECONDS).not_done:
+        pass

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.support.prefect_server import PrefectServerProcess
 
 PROGRAM = """
-import asyncio, time
+import asyncio, signal, time
 
 import anyio
 from contextlib import suppress
@@ -47,6 +47,14 @@ given = dict({given!r}, synchronous=False)
 def plain():
     launch(api, **given)
 
+def plain_deaf():
+    launch(api, **given)
+    deaf()
+
+def deaf():
+    # Other threads still get a SIGINT, which does not wake this one, as one that comes just before it blocks does not.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+
 @flow(name={inner!r})
 def inner():
     launch(api, **given)
@@ -62,6 +70,14 @@ async def awaited():
 
 def async_flow():
     asyncio.run(awaited())
+
+@flow(name={inner!r})
+async def awaited_and_deaf():
+    await alaunch(api, **given)
+    deaf()
+
+def async_flow_deaf():
+    asyncio.run(awaited_and_deaf())
 
 @flow(name={inner!r})
 def sync_flow_at_work():
@@ -182,10 +198,12 @@ TERM, INT = signal.SIGTERM, signal.SIGINT
     [
         ("plain", [TERM], -TERM),
         ("plain", [INT, INT], -INT),
+        ("plain_deaf", [INT], 128 + INT),
         ("sync_flow", [TERM], 128 + TERM),
         ("sync_flow", [INT, INT], -INT),
         ("async_flow", [TERM, TERM], 128 + TERM),
         ("async_flow", [INT, INT], -INT),
+        ("async_flow_deaf", [INT], -INT),
         ("sync_flow_at_work", [TERM], 128 + TERM),
         ("async_at_work", [TERM, TERM], 128 + TERM),
         ("cut_off", [], 0),
@@ -215,6 +233,7 @@ def test_interrupted_process_ends_the_run_that_it_started(
     assert not (site.folder / "went on").exists()
     inner = {
         "plain": [],
+        "plain_deaf": [],
         "async_at_work": [],
         "sync_flow_at_work": [StateType.CRASHED],
         "cut_off": [StateType.CANCELLING],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -76,8 +75,8 @@ def test_interrupted_call_has_ended_what_it_began(background: Background[str]) -
 
     def interrupt() -> None:
         worker.begun.wait()
-        time.sleep(0.3)  # Python hears a signal late that comes in the very moment when its main thread begins to wait.
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        # It wakes this thread alone, as one that comes just before the main thread blocks wakes none.
+        signal.raise_signal(signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
