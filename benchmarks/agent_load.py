@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 SLOTS: Final = 4
 _LOOK_SECONDS: Final = 2.0
 _SETTLE_SECONDS: Final = 3.0
-_IDLE_SECONDS: Final = 20.0
+_IDLE_SECONDS: Final = 10.0
+_TURNS: Final = 4
 _START_SECONDS: Final = 120.0
 _WAKES: Final = 5
 
@@ -157,30 +158,48 @@ class Compared:
 
     Attributes:
         load: of the agents.
-        floor: of the calls alone: what is between before and after the agents.
+        floor: of the calls alone.
     """
 
     load: Load
     floor: Load
 
 
-def compared(place: Place, site: Site, name: str, spec: Mapping[str, Any], count: int, *, agents: int) -> Compared:
-    """Measure agents between their two floors: the server slows down as its database grows."""
-    before = bare_load(place, site, f"{name}-before-{agents}", spec, count, clients=agents)
-    load = agents_load(place, site, f"{name}-agents-{agents}", spec, count, agents=agents)
-    after = bare_load(place, site, f"{name}-after-{agents}", spec, count, clients=agents)
-    return Compared(load, _between(before, after))
+def in_turns(
+    place: Place, site: Site, name: str, spec: Mapping[str, Any], count: int, numbers: Sequence[int]
+) -> list[Compared]:
+    """Measure numbers of agents, and the floor of each, in turns; return the means, in the order of the numbers.
+
+    The server slows down as its database grows, and the machine is slower at one time than at another. In turns, up and
+    down the numbers, both touch all alike.
+    """
+    found: dict[int, list[Compared]] = {number: [] for number in numbers}
+    for turn in range(1 if place.quick else _TURNS):
+        for agents in numbers if turn % 2 == 0 else reversed(numbers):
+            of = f"{name}-{turn}"
+            floor = bare_load(place, site, f"{of}-calls-{agents}", spec, count, clients=agents)
+            load = agents_load(place, site, f"{of}-agents-{agents}", spec, count, agents=agents)
+            found[agents].append(Compared(load, floor))
+    return [Compared(_mean([one.load for one in many]), _mean([one.floor for one in many])) for many in found.values()]
 
 
-def _between(one: Load, other: Load) -> Load:
-    """Return what is between two measurements of the same."""
+def _mean(loads: Sequence[Load]) -> Load:
+    """Return the mean of several measurements of the same."""
     return Load(
-        one.agents,
-        Pace(mean((one.rate, other.rate)), mean((one.pace.cores, other.pace.cores))),
-        mean((one.server_ms, other.server_ms)),
-        mean((one.database_ms, other.database_ms)),
-        mean((one.agents_ms, other.agents_ms)),
+        loads[0].agents,
+        Pace(mean(one.rate for one in loads), mean(one.pace.cores for one in loads)),
+        server_ms=mean(one.server_ms for one in loads),
+        database_ms=mean(one.database_ms for one in loads),
+        agents_ms=mean(one.agents_ms for one in loads),
+        calls=_mean_of_kinds([one.calls for one in loads]),
+        idle=_mean_of_kinds([one.idle for one in loads]),
+        idle_server_ms=mean(one.idle_server_ms for one in loads),
+        woken=mean(one.woken for one in loads),
     )
+
+
+def _mean_of_kinds(many: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {kind: mean(one.get(kind, 0.0) for one in many) for kind in sorted(set().union(*many))}
 
 
 def agents_load(place: Place, site: Site, queue: str, spec: Mapping[str, Any], count: int, *, agents: int) -> Load:

@@ -2,19 +2,20 @@
 
 A server on SQLite is the narrow place: two agents get no more out of it than one, and must not get less, for all that
 they poll, claim and lose to each other. The floor is the calls that an agent makes for such an item, with no job
-between, from as many processes, each with a queue of its own, before and after. The server has a core of its own, for
-both: agents and jobs take nothing from it.
+between, from as many processes, each with a queue of its own. The server has a core of its own, for both: agents and
+jobs take nothing from it.
 """
 
 from __future__ import annotations
 
-from benchmarks.agent_load import SLOTS, Compared, Site, compared
+from benchmarks.agent_load import SLOTS, Compared, Site, in_turns
 from benchmarks.bench_throughput import instant_job
 from benchmarks.cores import on_cores_of_their_own
 from benchmarks.figures import Figure, at_least_times
 from benchmarks.place import Place
 
-_ITEMS = 200
+#: In each of four turns.
+_ITEMS = 100
 _CALLS = "the same calls, no job"
 
 
@@ -25,7 +26,7 @@ def measure(place: Place) -> list[Figure]:
     site, spec, numbers = Site([place.server.api_url], [pid]), {"job": instant_job(place)}, (1, 2)
     count = place.at_a_time(_ITEMS, max(numbers) * SLOTS)
     with on_cores_of_their_own(site.pids, 1):
-        one, two = (compared(place, site, "several", spec, count, agents=number) for number in numbers)
+        one, two = in_turns(place, site, "several", spec, count, numbers)
     against_one = two.load.rate / one.load.rate
     return [
         *figures_of(one, "SQLite"),

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Final
 
-from benchmarks.agent_load import SLOTS, Compared, Site, compared
+from benchmarks.agent_load import SLOTS, Compared, Site, in_turns
 from benchmarks.agents_chart import draw, keep
 from benchmarks.bench_agents import figures_of
 from benchmarks.bench_throughput import instant_job
@@ -24,12 +24,13 @@ from benchmarks.place import Place
 from tests.support.postgres import PostgresServer
 from tests.support.prefect_server import PrefectServerProcess, client_settings
 
-_ITEMS: Final = 1000
+#: In each of four turns.
+_ITEMS: Final = 250
 #: Numbers of agents, by that of API processes.
 _AGENTS: Final = {1: (1, 2, 4, 8), 2: (2, 8)}
 _MACHINE: Final = "2 cores, 24 GiB of memory"
 #: What a rate may be below that of fewer agents: the same measurement taken twice differs by as much.
-_NOISE: Final = 0.03
+_NOISE: Final = 0.05
 #: By default the server keeps five connections, and opens and closes one more for each request beyond.
 _SETTINGS: Final = {"PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE": "30"}
 
@@ -43,7 +44,7 @@ def measure(place: Place) -> list[Figure]:
         count = place.at_a_time(_ITEMS, max(agents) * SLOTS)
         with postgres_site(place, processes) as site, on_cores_of_their_own(site.programs, processes):
             spec = {"job": instant_job(place, site.apis[0])}
-            found = [compared(place, site, f"{processes}-apis", spec, count, agents=number) for number in agents]
+            found = in_turns(place, site, f"{processes}-apis", spec, count, agents)
         measured[processes] = found
         for each in found:
             figures += figures_of(each, f"PostgreSQL, {processes} API")
