@@ -23,7 +23,7 @@ from benchmarks.agents import Front, running_agent
 from benchmarks.bare_server import BEGIN, READY
 from benchmarks.calls import Counted, read_calls
 from benchmarks.cpu import cpu_ms
-from benchmarks.other_work import CoresUsed, Pace
+from benchmarks.other_work import CoresUsed, Pace, other_work
 from benchmarks.place import Place
 from prefect_launch.client.api import Api
 from prefect_launch.client.launch_add import launch_add_many
@@ -38,7 +38,7 @@ SLOTS: Final = 4
 _LOOK_SECONDS: Final = 2.0
 _SETTLE_SECONDS: Final = 3.0
 _IDLE_SECONDS: Final = 10.0
-_TURNS: Final = 4
+_TURNS: Final = 2
 _START_SECONDS: Final = 120.0
 _WAKES: Final = 5
 
@@ -159,10 +159,12 @@ class Compared:
     Attributes:
         load: of the agents.
         floor: of the calls alone.
+        beside: the same beside a program that takes as much of the cores as an item takes more than its floor.
     """
 
     load: Load
     floor: Load
+    beside: Load
 
 
 def in_turns(
@@ -179,8 +181,17 @@ def in_turns(
             of = f"{name}-{turn}"
             floor = bare_load(place, site, f"{of}-calls-{agents}", spec, count, clients=agents)
             load = agents_load(place, site, f"{of}-agents-{agents}", spec, count, agents=agents)
-            found[agents].append(Compared(load, floor))
-    return [Compared(_mean([one.load for one in many]), _mean([one.floor for one in many])) for many in found.values()]
+            with other_work(load.pace.more_than(floor.pace)):
+                beside = bare_load(place, site, f"{of}-beside-{agents}", spec, count, clients=agents)
+            found[agents].append(Compared(load, floor, beside))
+    return [
+        Compared(
+            load=_mean([one.load for one in many]),
+            floor=_mean([one.floor for one in many]),
+            beside=_mean([one.beside for one in many]),
+        )
+        for many in found.values()
+    ]
 
 
 def _mean(loads: Sequence[Load]) -> Load:

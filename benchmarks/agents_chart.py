@@ -25,7 +25,9 @@ _COST: Final = "CPU of server and database for an item"
 _RATE: Final = "rate"
 _AGENTS: Final = "agents"
 _CALLS: Final = "clients, the calls alone"
-_WHAT: Final = re.compile(rf"agents: ({_COST}|{_RATE}), PostgreSQL, (\d+) API, (\d+) ({_AGENTS}|{_CALLS})")
+_BESIDE: Final = f"{_CALLS} beside as much other work"
+_WHO: Final = (_AGENTS, _CALLS, _BESIDE)
+_WHAT: Final = re.compile(rf"agents: ({_COST}|{_RATE}), PostgreSQL, (\d+) API, (\d+) ({'|'.join(_WHO)})")
 _MS_STEP: Final = 50
 #: Figures by the number of API processes, and by that of agents.
 _Kept = Mapping[int, Mapping[int, float]]
@@ -39,7 +41,7 @@ def keep(machine: str, measured: Mapping[int, Collection[Compared]]) -> None:
         {"what": what, "figure": figure, "unit": unit, "machine": machine, "date": day}
         for processes, of in measured.items()
         for found in of
-        for who, load in ((_AGENTS, found.load), (_CALLS, found.floor))
+        for who, load in zip(_WHO, (found.load, found.floor, found.beside), strict=True)
         for what, figure, unit in _told(processes, who, load)
     ]
     MEASURED.write_text(json.dumps(sorted(kept, key=lambda point: point["what"]), indent=1, ensure_ascii=False) + "\n")
@@ -65,7 +67,7 @@ def chart() -> str:
 
 def page(text: str) -> str:
     """Return the page with the table of what is kept made anew."""
-    kept = {(kind, who): _kept(kind, who) for kind in (_RATE, _COST) for who in (_AGENTS, _CALLS)}
+    kept = {(kind, who): _kept(kind, who) for kind in (_RATE, _COST) for who in _WHO}
     rates = kept[_RATE, _AGENTS]
     heads = [head for number in rates for head in (f"{_server(number)}: items a second", "CPU time of an item")]
     rows = [
@@ -76,11 +78,11 @@ def page(text: str) -> str:
 
 
 def _cell(kept: Mapping[tuple[str, str], _Kept], kind: str, processes: int, agents: int) -> str:
-    ours = kept[kind, _AGENTS].get(processes, {}).get(agents)
-    alone = kept[kind, _CALLS].get(processes, {}).get(agents)
+    ours, *floors = (kept[kind, who].get(processes, {}).get(agents) for who in _WHO)
     if ours is None:
         return ""
-    return _told_as(kind, ours) if alone is None else f"{_told_as(kind, ours)} ({_told_as(kind, alone)})"
+    alone = "; ".join(_told_as(kind, floor) for floor in floors if floor is not None)
+    return f"{_told_as(kind, ours)} ({alone})" if alone else _told_as(kind, ours)
 
 
 def _told_as(kind: str, figure: float) -> str:
