@@ -272,7 +272,10 @@ class Candidates:
 
     def drop(self, item_id: str) -> None:
         """Try no more for an item that another agent has claimed."""
-        self._items = deque(item for item in self._items if str(item.id) != item_id)
+        left = deque(item for item in self._items if str(item.id) != item_id)
+        if len(left) < len(self._items):
+            self._share.note_lost_item()
+        self._items = left
 
     def forget(self) -> None:
         """Poll anew at the next use: something has come in that may be more urgent."""

@@ -2,9 +2,9 @@
 
 For each item, all agents work out the same order of each other, with no word between them: who comes first is its
 owner. Agents that try for the same item cost the server a refused claim each, and polls that show what another has
-taken. So an agent that has lost a claim takes those items first that are its own. What is another's it takes when a
-poll shows nothing of its own. Half a minute after its last lost claim it takes items first in, first out again: nothing
-waits for long for an owner that has no free slot.
+taken. So an agent that has lost a claim, or an item that it would have tried for, takes those items first that are
+its own. What is another's it takes when a poll shows nothing of its own. Half a minute after its last lost claim it
+takes items first in, first out again, until it loses one: nothing waits for long for an owner that has no free slot.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from uuid import UUID
 from prefect_launch.queues.presence import Presence
 from prefect_launch.server.values import Item
 
-#: For how long after a lost claim the agent takes it that it is not alone.
+#: For how long after a lost claim or item the agent takes it that it is not alone.
 CONTENDED_SECONDS: Final = 30.0
 
 
@@ -75,7 +75,7 @@ class Share:
 
     @property
     def agents(self) -> int:
-        """How many agents share the items; one while no claim is lost."""
+        """How many agents share the items; one while nothing is lost to another."""
         return self._fleet.size(self._queue) if self._is_contended else 1
 
     @property
@@ -90,6 +90,14 @@ class Share:
     def note_lost_claim(self) -> None:
         """Note that another agent was faster with an item."""
         self._lost_at = time.monotonic()
+
+    def note_lost_item(self) -> None:
+        """Note that another agent has taken an item that this one would have tried for.
+
+        While the agent shares already, that is what it expects, and does not make it share for longer.
+        """
+        if not self._is_contended and self._fleet.size(self._queue) > 1:
+            self._lost_at = time.monotonic()
 
     def holds(self, item: Item) -> bool:
         """Whether an item of those last put in order is this agent's, of several agents."""

@@ -9,7 +9,7 @@ import pytest
 
 from prefect_launch.agent.polling.candidates import POLL_FACTOR, SURE_SECONDS, WINDOW_SECONDS, Candidates
 from prefect_launch.agent.polling.queue_poller import QueuePoller
-from prefect_launch.agent.polling.share import Fleet, Share
+from prefect_launch.agent.polling.share import CONTENDED_SECONDS, Fleet, Share
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import NotFoundError, ServerUnavailableError
 from prefect_launch.queues.presence import Holder, Presence
@@ -135,6 +135,37 @@ async def test_item_that_the_stream_tells_another_has_claimed_is_not_tried_for(b
     proposed = bench.server.calls["propose"]
     assert (await taken_by(poller)).id == third.id
     assert bench.server.calls["propose"] == proposed + 1
+
+
+@pytest.mark.parametrize("others", [0, 3])
+async def test_agent_shares_once_the_stream_tells_that_another_takes_what_it_would_try_for(
+    bench: Bench, others: int
+) -> None:
+    """A lost claim costs a refused write, and until one comes, each agent polls twice a second for its next item."""
+    items = await bench.add(64)
+    holders = [holder_called(name) for name in ("box", "bay", "bin", "bow")][: 1 + others]
+    share = share_of(*holders)
+    candidates = Candidates(bench.server, QUEUE, share=share)
+    await candidates.next(slots=4, skip=())
+    candidates.drop(str(items[0].id))  # Its own claim.
+    assert share.agents == 1
+    candidates.drop(str(items[1].id))
+    assert share.agents == 1 + others
+
+
+async def test_agent_that_shares_takes_first_in_first_out_again_while_others_take_their_own(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.add(64)
+    share = share_of(holder_called("box"), holder_called("bay"))
+    candidates = Candidates(bench.server, QUEUE, share=share)
+    with virtual_time(monkeypatch):
+        candidates.note_lost_claim()
+        await asyncio.sleep(CONTENDED_SECONDS - 1)
+        await candidates.next(slots=4, skip=())
+        candidates.drop(str(candidates._items[-1].id))
+        await asyncio.sleep(2)
+        assert share.agents == 1
 
 
 def queued(item: Item, *, is_new: bool = True) -> ItemChange:
