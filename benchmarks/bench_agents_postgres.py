@@ -30,7 +30,7 @@ _ITEMS: Final = 500
 _AGENTS: Final = {1: (1, 2, 4, 8), 2: (2, 8)}
 _MACHINE: Final = "2 cores, 24 GiB of memory"
 #: What a rate may be below that of fewer agents: the same measurement taken twice differs by as much.
-_NOISE: Final = 0.05
+_NOISE: Final = 0.03
 #: By default the server keeps five connections, and opens and closes one more for each request beyond.
 _SETTINGS: Final = {"PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE": "30"}
 
