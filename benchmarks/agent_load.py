@@ -216,6 +216,7 @@ def _mean_of_kinds(many: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def agents_load(place: Place, site: Site, queue: str, spec: Mapping[str, Any], count: int, *, agents: int) -> Load:
     """Measure agents, which take turns at the API processes."""
     api = site.apis[0]
+    whole, wakes = count + len(site.apis), place.few(_WAKES)
     made = api.create_run_queue(queue, "local-process")
     launch_add_many([spec] * count, queue, api=api)
     _pause(api, queue, paused=True)
@@ -230,13 +231,11 @@ def agents_load(place: Place, site: Site, queue: str, spec: Mapping[str, Any], c
             _pause(api, queue, paused=False)
             for one in site.apis:  # The event of an item reaches the agents of its API process.
                 launch_add_many([spec], queue, api=one)
-            whole = count + len(site.apis)
             _until(lambda: _ended(api, queue) >= whole, 60.0 + count)
 
         with CoresUsed() as used:
             busy = _during(site, counters, work)
         time.sleep(_SETTLE_SECONDS)
-        wakes = place.few(_WAKES)
 
         def wake() -> None:
             for _ in range(wakes):
@@ -244,7 +243,7 @@ def agents_load(place: Place, site: Site, queue: str, spec: Mapping[str, Any], c
                 time.sleep(1.0)
 
         woken = _during(site, counters, wake)
-    whole = count + len(site.apis)
+        _until(lambda: _ended(api, queue) >= whole + wakes, 60.0)  # Agents that stop would put back one in work.
     pace = used.pace(_ends(site, queue, whole)[:whole], SLOTS * agents)
     made.delete()
     return Load(
@@ -321,7 +320,7 @@ def _ends(site: Site, queue: str, count: int) -> list[float]:
     ends = sorted(item.end_time.timestamp() for item in items if item.end_time is not None)
     if len(ends) < count:
         raise RuntimeError(f"{len(ends)} of {count} items of {queue!r} ended")
-    again = [item.name for item in items if item.run_count != 1]
+    again = [f"{item.name} ({item.state_name}, run {item.run_count} times)" for item in items if item.run_count != 1]
     if again:
         raise RuntimeError(f"{len(again)} items of {queue!r} did not run once, such as {again[0]}")
     return ends

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from tests.support.ray import RayHead
     from tests.support.slurm import SlurmCluster
 
+#: A shared server fails no expired pause by itself: that would race with what a test asks of one.
+_SHARED_SERVER = {"PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_ENABLED": "false"}
 LEFTOVER_SECONDS = 5.0
 #: A test that its time limit cuts off may leave an event loop that never closes.
 TEARDOWN_SECONDS = 300.0
@@ -98,7 +100,7 @@ def session_folder() -> Iterator[Path]:
 def _sqlite_server(session_folder: Path) -> Iterator[PrefectServerProcess]:
     from tests.support.prefect_server import server_on_sqlite
 
-    server = server_on_sqlite(session_folder / "server-sqlite")
+    server = server_on_sqlite(session_folder / "server-sqlite", _SHARED_SERVER)
     server.start()
     yield server
     server.stop()
@@ -121,7 +123,8 @@ def postgres() -> Iterator[PostgresServer]:
 def _postgres_server(postgres: PostgresServer, session_folder: Path) -> Iterator[PrefectServerProcess]:
     from tests.support.prefect_server import PrefectServerProcess
 
-    server = PrefectServerProcess(session_folder / "server-postgres", database_url=postgres.create_database())
+    home, url = session_folder / "server-postgres", postgres.create_database()
+    server = PrefectServerProcess(home, database_url=url, settings=_SHARED_SERVER)
     server.start()
     yield server
     server.stop()
