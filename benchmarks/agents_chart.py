@@ -25,8 +25,7 @@ _COST: Final = "CPU of server and database for an item"
 _RATE: Final = "rate"
 _AGENTS: Final = "agents"
 _CALLS: Final = "clients, the calls alone"
-_BESIDE: Final = f"{_CALLS} beside as much other work"
-_WHO: Final = (_AGENTS, _CALLS, _BESIDE)
+_WHO: Final = (_AGENTS, _CALLS)
 _WHAT: Final = re.compile(rf"agents: ({_COST}|{_RATE}), PostgreSQL, (\d+) API, (\d+) ({'|'.join(_WHO)})")
 _MS_STEP: Final = 50
 #: Figures by the number of API processes, and by that of agents.
@@ -41,7 +40,7 @@ def keep(machine: str, measured: Mapping[int, Collection[Compared]]) -> None:
         {"what": what, "figure": figure, "unit": unit, "machine": machine, "date": day}
         for processes, of in measured.items()
         for found in of
-        for who, load in zip(_WHO, (found.load, found.floor, found.beside), strict=True)
+        for who, load in zip(_WHO, (found.load, found.floor), strict=True)
         for what, figure, unit in _told(processes, who, load)
     ]
     MEASURED.write_text(json.dumps(sorted(kept, key=lambda point: point["what"]), indent=1, ensure_ascii=False) + "\n")
@@ -78,11 +77,8 @@ def page(text: str) -> str:
 
 
 def _cell(kept: Mapping[tuple[str, str], _Kept], kind: str, processes: int, agents: int) -> str:
-    ours, *floors = (kept[kind, who].get(processes, {}).get(agents) for who in _WHO)
-    if ours is None:
-        return ""
-    alone = "; ".join(_told_as(kind, floor) for floor in floors if floor is not None)
-    return f"{_told_as(kind, ours)} ({alone})" if alone else _told_as(kind, ours)
+    ours, floor = (kept[kind, who].get(processes, {}).get(agents) for who in _WHO)
+    return "" if ours is None or floor is None else f"{_told_as(kind, ours)} ({_told_as(kind, floor)})"
 
 
 def _told_as(kind: str, figure: float) -> str:

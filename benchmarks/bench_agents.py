@@ -3,7 +3,7 @@
 A server on SQLite is the narrow place: two agents get no more out of it than one, and must not get less, for all that
 they poll, claim and lose to each other. The floor is the calls that an agent makes for such an item, with no job
 between, from as many processes, each with a queue of its own. The server has a core of its own, for both: agents and
-jobs take no time of it. What they slow it down by all the same, the floor beside as much other work shows in part.
+jobs take no time of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from benchmarks.place import Place
 #: In each of two turns.
 _ITEMS = 200
 _CALLS = "the same calls, no job"
-_BESIDE = "that, beside as much other work"
 
 
 def measure(place: Place) -> list[Figure]:
@@ -42,7 +41,6 @@ def figures_of(found: Compared, where: str) -> list[Figure]:
     name = f"{load.agents} agents, {where}"
     return [
         Figure(name, load.rate, "items/s", floor.rate, _CALLS, at_least_times(floor.rate, 0.9)),
-        Figure(f"{name}, on the cores left", load.rate, "items/s", found.beside.rate, _BESIDE),
         Figure(f"{name}: server's CPU", load.server_ms, "ms/item", floor.server_ms, _CALLS),
         Figure(f"{name}: database's CPU", load.database_ms, "ms/item", floor.database_ms, _CALLS),
         Figure(f"{name}: agents' CPU", load.agents_ms, "ms/item", floor.agents_ms, _CALLS),

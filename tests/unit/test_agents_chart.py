@@ -21,23 +21,20 @@ def test_new_figures_take_the_place_of_old_ones_and_are_drawn(tmp_path: Path, mo
     kept.write_text(json.dumps([other]))
     monkeypatch.setattr(agents_chart, "MEASURED", kept)
     for cost in (300.0, 90.0):
-        floor, beside = Load(8, Pace(12.0, 1.2), 60.0, 20.0), Load(8, Pace(11.0, 1.9), 65.0, 25.0)
-        agents_chart.keep("m", {1: [Compared(Load(8, Pace(10.0, 1.9), cost, 30.0), floor, beside)]})
+        floor = Load(8, Pace(12.0, 1.2), 60.0, 20.0)
+        agents_chart.keep("m", {1: [Compared(Load(8, Pace(10.0, 1.9), cost, 30.0), floor)]})
     figures = {point["what"]: point["figure"] for point in json.loads(kept.read_text())}
     assert figures == {
         "depth: claim": 80,
         "agents: rate, PostgreSQL, 1 API, 8 clients, the calls alone": 12.0,
-        "agents: rate, PostgreSQL, 1 API, 8 clients, the calls alone beside as much other work": 11.0,
         "agents: rate, PostgreSQL, 1 API, 8 agents": 10.0,
         "agents: CPU of server and database for an item, PostgreSQL, 1 API, 8 clients, the calls alone": 80,
-        "agents: CPU of server and database for an item, PostgreSQL, 1 API, 8 clients,"
-        " the calls alone beside as much other work": 90,
         "agents: CPU of server and database for an item, PostgreSQL, 1 API, 8 agents": 120,
     }
     chart = agents_chart.chart()
     assert ">1 API process<" in chart
     assert ">1 API process, the calls alone<" in chart
-    assert "| 8 | 10.0 (12.0; 11.0) | 120 ms (80 ms; 90 ms) |" in agents_chart.page("")
+    assert "| 8 | 10.0 (12.0) | 120 ms (80 ms) |" in agents_chart.page("")
 
 
 def test_quick_run_measures_more_than_is_in_work_at_a_time(tmp_path: Path) -> None:
