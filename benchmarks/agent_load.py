@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from operator import itemgetter
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Final
@@ -40,9 +39,6 @@ _LOOK_SECONDS: Final = 2.0
 _SETTLE_SECONDS: Final = 3.0
 _IDLE_SECONDS: Final = 10.0
 _TURNS: Final = 2
-#: How far apart the floors before and after agents may be, and how often at most they are measured again.
-_APART: Final = 0.05
-_TRIES: Final = 3
 _START_SECONDS: Final = 120.0
 _WAKES: Final = 5
 
@@ -189,26 +185,18 @@ def in_turns(
 
 
 def _between_floors(place: Place, site: Site, name: str, spec: Mapping[str, Any], count: int, agents: int) -> Compared:
-    """Measure agents, and the floor before and after them; again while these differ: the machine's speed has changed.
+    """Measure agents, and the floor before and after them, with half as many items each.
 
-    A machine that others use is at times 1.4 times as fast as at others, for some minutes. When the floors differ at
-    each try, those that differ least count.
+    A machine that others use is at times 1.4 times as fast as at others, for a minute or some.
     """
 
-    def floor(number: int) -> Load:
-        return bare_load(place, site, f"{name}-calls-{agents}-{number}", spec, count, clients=agents)
+    def floor(when: str) -> Load:
+        some = count if place.quick else count // 2
+        return bare_load(place, site, f"{name}-{when}-{agents}", spec, some, clients=agents)
 
-    tries: list[tuple[float, Compared]] = []
-    before = floor(0)
-    for number in range(1, 2 if place.quick else _TRIES + 1):
-        load = agents_load(place, site, f"{name}-agents-{agents}-{number}", spec, count, agents=agents)
-        after = floor(number)
-        apart = abs(after.rate - before.rate) / before.rate
-        tries.append((apart, Compared(load, _mean([before, after]))))
-        if apart <= _APART:
-            break
-        before = after
-    return min(tries, key=itemgetter(0))[1]
+    before = floor("before")
+    load = agents_load(place, site, f"{name}-agents-{agents}", spec, count, agents=agents)
+    return Compared(load, _mean([before, floor("after")]))
 
 
 def _mean(loads: Sequence[Load]) -> Load:

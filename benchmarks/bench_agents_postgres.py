@@ -25,7 +25,7 @@ from tests.support.postgres import PostgresServer
 from tests.support.prefect_server import PrefectServerProcess, client_settings
 
 #: In each of two turns.
-_ITEMS: Final = 400
+_ITEMS: Final = 800
 #: Numbers of agents, by that of API processes.
 _AGENTS: Final = {1: (1, 2, 4, 8), 2: (2, 8)}
 _MACHINE: Final = "2 cores, 24 GiB of memory"
