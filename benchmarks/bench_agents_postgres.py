@@ -29,7 +29,7 @@ _ITEMS: Final = 800
 #: Numbers of agents, by that of API processes.
 _AGENTS: Final = {1: (1, 2, 4, 8), 2: (2, 8)}
 _MACHINE: Final = "2 cores, 24 GiB of memory"
-#: What a share may be below that of fewer agents: the same measurement taken twice differs by as much.
+#: What a rate may be below that of fewer agents: the same measurement taken twice differs by as much.
 _NOISE: Final = 0.03
 #: By default the server keeps five connections, and opens and closes one more for each request beyond.
 _SETTINGS: Final = {"PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE": "30"}
@@ -56,11 +56,12 @@ def measure(place: Place) -> list[Figure]:
 
 
 def _never_falling(found: Sequence[Compared], where: str) -> Iterator[Figure]:
-    """Compare shares of the floors: at the time of one measurement the machine may be faster than at another's."""
+    """Compare rates, and shares of the floors: a rate falls, too, when the machine gets slower between two of them."""
     for fewer, more in pairwise(found):
-        name = f"{more.load.agents} agents' share of the floor, {where}"
-        goal = at_least_times(fewer.share, 1 - _NOISE)
-        yield Figure(name, more.share, "×", fewer.share, f"{fewer.load.agents} agents", goal)
+        against, goal = f"{fewer.load.agents} agents", at_least_times(fewer.load.rate, 1 - _NOISE)
+        name = f"{more.load.agents} agents against {fewer.load.agents}, {where}"
+        yield Figure(name, more.load.rate, "items/s", fewer.load.rate, against, goal)
+        yield Figure(f"{name}: share of the floor", more.share, "×", fewer.share, against)
 
 
 @contextmanager
