@@ -8,7 +8,6 @@ item is still this agent's. Devices, time limits, logs and outputs are hooks (`p
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -22,7 +21,6 @@ from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome
 from prefect_launch.agent.item.ownership import token_of
 from prefect_launch.agent.item.previous_attempts import stop_previous_attempts
 from prefect_launch.agent.item.running_items import RunningItem
-from prefect_launch.core.cancellation import ended
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import SubmitterError, UnreachableError
 from prefect_launch.queues.transitions import retry_until_available
@@ -147,7 +145,7 @@ class ItemLifecycle:
         attempt, handle = self._attempt, self._attempt.handle
         image = await attempt.retry_until_reachable(lambda: attempt.runner.image_of(handle))
         attempt.record(image=image)
-        await self._record_and_start()
+        await self._start_and_record()
         resource = self._context.resource_of(attempt.runner)
         self._context.runner_health.mark_up(attempt.part, self._running.queue)
         await until_running(attempt)
@@ -160,7 +158,7 @@ class ItemLifecycle:
 
     async def _start_again(self) -> None:
         """Start a run that an earlier agent has created; its item is still Pending."""
-        await self._record_and_start()
+        await self._start_and_record()
         await until_running(self._attempt)
         await self._attempt.transition(ItemState.RUNNING, f"Found again by {self._context.config.name}.")
 
@@ -205,19 +203,15 @@ class ItemLifecycle:
 
     # --- details ---
 
-    async def _record_and_start(self) -> None:
-        """Start what was created, and record on the server what it is: one beside the other on this machine.
+    async def _start_and_record(self) -> None:
+        """Start what was created, and record on the server what it is; elsewhere in the other order.
 
-        The record is for people there, the labels are the truth. Elsewhere a run may be found by its record alone.
+        On this machine the labels are the truth and the record is for people: a server that writes it beside the start
+        takes the start's cores. Elsewhere a run may be found by its record alone.
         """
-        record = asyncio.ensure_future(self._record())
-        try:
-            if not self._attempt.runner.uses_this_machine:
-                await record
-            await self._start_run()
-            await record
-        finally:
-            await ended(record)
+        steps = [self._record, self._start_run]
+        for step in reversed(steps) if self._attempt.runner.uses_this_machine else steps:
+            await step()
 
     async def _record(self) -> None:
         record = partial(self._server.record_infrastructure, self._item.id, self._attempt.handle)

@@ -149,7 +149,7 @@ async def test_running_item_that_is_cancelled_is_stopped_even_when_it_ignores_te
     assert bench.machine.running == []
 
 
-async def test_item_that_is_cancelled_while_it_is_prepared_is_never_started(bench: Bench) -> None:
+async def test_item_that_is_cancelled_while_its_start_is_recorded_does_not_run_on(bench: Bench) -> None:
     (item,) = await bench.add()
 
     async def cancel(method: str) -> None:
