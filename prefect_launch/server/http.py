@@ -60,6 +60,8 @@ _GATEWAY: Final = frozenset({502, 504})
 #: A server that says that it is busy is reachable, and was seen to be so for half a minute: it gets this many times the
 #: patience.
 _BUSY_PATIENCE_FACTOR: Final = 6
+#: That, of the patience by default: for so long a server is asked that makes none of the items of a bulk request.
+BUSY_SECONDS: Final = DEFAULT_PATIENCE_SECONDS * _BUSY_PATIENCE_FACTOR
 _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 #: Sent, but the answer was lost. Most of what we write can be sent twice: creations carry an idempotency key or a name.
 _LOST = (httpx.ReadTimeout, httpx.ReadError, httpx.WriteError, httpx.WriteTimeout, httpx.RemoteProtocolError)

@@ -7,6 +7,7 @@ lost answer, the client reads the item's states first, and does not repeat a pro
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -18,7 +19,7 @@ import anyio
 from prefect_launch.core.backoff import Backoff
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import AnswerLostError, ItemGoneError, ServerFailedError, ServerUnavailableError, SpecError
-from prefect_launch.server.http import Calls, is_taken, raise_refusal
+from prefect_launch.server.http import BUSY_SECONDS, Calls, is_taken, raise_refusal
 from prefect_launch.server.values import (
     BULK,
     ITEM_FLOWS,
@@ -38,9 +39,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-#: Attempts at items that a busy SQLite server left out of a bulk request.
-_BULK_ATTEMPTS: Final = 28
-#: The first pause between them, which doubles up to the longest: mostly one write of somebody else was in the way.
+#: The first pause before what a busy SQLite server left out of a bulk request is sent again; it doubles up to the
+#: longest: mostly one write of somebody else was in the way.
 _BULK_FIRST_PAUSE_SECONDS: Final = 0.01
 _BULK_PAUSE_SECONDS: Final = 0.2
 _GONE: Final = 404
@@ -67,11 +67,8 @@ class ItemCalls(Calls):
 
     async def _create_batch(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[UUID]:
         made: dict[int, UUID] = {}
-        pauses = Backoff(_BULK_FIRST_PAUSE_SECONDS, _BULK_PAUSE_SECONDS)
-        for _ in range(_BULK_ATTEMPTS):
-            left = [index for index in range(len(drafts)) if index not in made]
-            if not left:
-                break
+        pauses, progress_at = Backoff(_BULK_FIRST_PAUSE_SECONDS, _BULK_PAUSE_SECONDS), time.monotonic()
+        while left := [index for index in range(len(drafts)) if index not in made]:
             body = [_body(drafts[index]) for index in left]
             answer = await self._rest.get("POST", f"/deployments/{deployment_id}/create_flow_run/bulk", json=body)
             if answer is None:
@@ -81,13 +78,16 @@ class ItemCalls(Calls):
                     made[index] = UUID(result["flow_run_id"])
                 elif not any(word in str(result.get("error")).lower() for word in _BUSY_WORDS):
                     raise SpecError(f"The Prefect server refuses item {drafts[index].name!r}: {result.get('error')}")
-            if len(made) < len(drafts):
+            missing = len(drafts) - len(made)
+            if missing < len(left):
+                progress_at = time.monotonic()
+            elif time.monotonic() - progress_at >= BUSY_SECONDS:
+                raise ServerUnavailableError(
+                    f"The Prefect server was too busy to take {missing} of {len(drafts)} items for {BUSY_SECONDS:g} s."
+                    " Asked again, it makes none of them twice."
+                )
+            if missing:
                 await pauses.sleep()
-        if len(made) < len(drafts):
-            raise ServerUnavailableError(
-                f"The Prefect server was too busy to take {len(drafts) - len(made)} of {len(drafts)} items."
-                " Asked again, it makes none of them twice."
-            )
         return [made[index] for index in range(len(drafts))]
 
     async def read_item(self, item_id: UUID) -> Item | None:

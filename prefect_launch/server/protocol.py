@@ -148,7 +148,7 @@ class Server(Protocol):
 
         Raises:
             SpecError: when the server refuses one; those made before it stay (the caller knows their keys).
-            ServerUnavailableError: when the server stayed too busy.
+            ServerUnavailableError: when the server was too busy for a minute to make any of those that were left.
         """
 
     async def read_item(self, item_id: UUID) -> Item | None:
