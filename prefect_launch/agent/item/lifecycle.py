@@ -209,9 +209,12 @@ class ItemLifecycle:
         On this machine the labels are the truth and the record is for people: a server that writes it beside the start
         takes the start's cores. Elsewhere a run may be found by its record alone.
         """
-        steps = [self._record, self._start_run]
-        for step in reversed(steps) if self._attempt.runner.uses_this_machine else steps:
-            await step()
+        if self._attempt.runner.uses_this_machine:
+            await self._start_run()
+            await self._record()
+        else:
+            await self._record()
+            await self._start_run()
 
     async def _record(self) -> None:
         record = partial(self._server.record_infrastructure, self._item.id, self._attempt.handle)

@@ -150,6 +150,7 @@ async def test_running_item_that_is_cancelled_is_stopped_even_when_it_ignores_te
 
 
 async def test_item_that_is_cancelled_while_its_start_is_recorded_does_not_run_on(bench: Bench) -> None:
+    bench.plays(Script(seconds=60))
     (item,) = await bench.add()
 
     async def cancel(method: str) -> None:
@@ -158,7 +159,9 @@ async def test_item_that_is_cancelled_while_its_start_is_recorded_does_not_run_o
 
     bench.server.before_call = cancel
     await bench.agent().loop(until_empty=True)
-    assert (await bench.read(item.id)).state_type is StateType.CANCELLED
+    found = await bench.read(item.id)
+    assert found.state_type is StateType.CANCELLED
+    assert found.message.startswith("Stopped after")
     assert bench.machine.running == []
     assert bench.machine.runs == {}
 
