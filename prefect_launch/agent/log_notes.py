@@ -7,10 +7,14 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+from prefect_launch.errors import LaunchError
+from prefect_launch.queues.transitions import retry_until_available
 from prefect_launch.server.values import LogRecord
 
 if TYPE_CHECKING:
     from prefect_launch.server.protocol import Server
+
+log = logging.getLogger(__name__)
 
 #: The logger name under which they are shown.
 LOGGER: Final = "prefect_launch.agent"
@@ -37,3 +41,11 @@ async def write_log_note(server: Server, item_id: UUID, message: str) -> None:
         LaunchError: when the server does not take it.
     """
     await server.write_logs(item_id, [log_note(message)])
+
+
+async def note_for_people(server: Server, item_id: UUID, message: str) -> None:
+    """Write a line of the agent's own that no run depends on: a server that is away is waited for, a refusal is logged."""
+    try:
+        await retry_until_available(f"take the log of {item_id}", lambda: write_log_note(server, item_id, message))
+    except LaunchError as error:
+        log.warning("%s note-not-written %s: %s", item_id, message, error)

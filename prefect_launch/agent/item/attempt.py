@@ -17,7 +17,7 @@ from prefect_launch.agent.item.failure_report import Facts
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.ownership import Ownership
 from prefect_launch.agent.item.running_items import RunningItem
-from prefect_launch.agent.log_notes import write_log_note
+from prefect_launch.agent.log_notes import note_for_people
 from prefect_launch.agent.runner_health import Part
 from prefect_launch.core.racing import racing
 from prefect_launch.core.states import ItemState, StateType
@@ -142,6 +142,15 @@ class Attempt:
             await retry_until_available(f"rename {self.item.id}", lambda: self.server.rename_item(self.item.id, name))
             self.running.item = self.item.model_copy(update={"name": name})
 
+    async def record_run(self) -> None:
+        """Record on the server what the item runs in.
+
+        Raises:
+            ServerFailedError: when the server fails over it again and again.
+        """
+        record = partial(self.server.record_infrastructure, self.item.id, self.handle)
+        await retry_until_available(f"record what {self.item.id} runs in", record)
+
     async def check_ours(self) -> None:
         """See that the item is still to be run, and by this agent; before each step that cannot be undone.
 
@@ -247,8 +256,7 @@ class _WaitElsewhere:
         if is_first and not has_state:
             await attempt.transition(ItemState.SUBMITTED, self.message, data={_WAIT_REASON: reason})
         elif not (is_first and attempt.item.state and attempt.item.state.data == {_WAIT_REASON: reason}):
-            line = partial(write_log_note, attempt.server, attempt.item.id, self.message)
-            await retry_until_available(f"take the log of {attempt.item.id}", line)
+            await note_for_people(attempt.server, attempt.item.id, self.message)
             await self._put(self.message)
 
     async def end(self) -> None:
@@ -273,8 +281,7 @@ async def remask(attempt: Attempt, plan: RunPlan) -> RunPlan:
     plan, gone = await retry_until_available(f"show the secrets of {item_id}", read)
     for name in gone:
         text = f"The Secret block {name!r} cannot be read any more: its value is not masked in what follows here."
-        note = partial(write_log_note, attempt.server, item_id, text)
-        await retry_until_available(f"take the log of {item_id}", note)
+        await note_for_people(attempt.server, item_id, text)
     return plan
 
 

@@ -23,7 +23,7 @@ from prefect_launch.agent.item.metrics import CollectMetrics
 from prefect_launch.agent.item.outcome import Outcome, at_its_limit
 from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_outputs, publish_outputs
 from prefect_launch.agent.item.usage import MeasureUsage
-from prefect_launch.agent.log_notes import write_log_note
+from prefect_launch.agent.log_notes import note_for_people, write_log_note
 from prefect_launch.core.filesystem import remove_tree
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.supervision import OwnedTasks
@@ -38,6 +38,30 @@ from prefect_launch.server.values import Item
 from prefect_launch.spec.scheduling import Cause
 
 log = logging.getLogger(__name__)
+
+
+class RecordRun(Hook):
+    """Records on the server what a run on this machine is in: for people, who may want to look inside.
+
+    A run elsewhere is recorded before it starts. Here its labels are the truth, so it neither waits for its record, nor
+    ends over it; and a server that wrote it beside the start would take the start's cores.
+    """
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        attempt = self.attempt
+        async with OwnedTasks() as beside:
+            if attempt.runner.uses_this_machine and attempt.item.infrastructure_pid != attempt.handle:
+                beside.start(f"record of {attempt.item.id}", self._record)
+            yield
+            await beside.done()  # What is recorded later would outlast the run.
+
+    async def _record(self) -> None:
+        try:
+            await self.attempt.record_run()
+        except LaunchError as error:
+            log.warning("%s not-recorded %s", self.attempt.item.id, error)
+            self.attempt.warnings.append(f"What it runs in could not be recorded ({error}).")
 
 
 class ShipLog(Hook):
@@ -80,8 +104,7 @@ class TellWaitingParts(Hook):
         attempt = self.attempt
         name = attempt.context.resource_of(attempt.runner)
         text = f"A part of it waits in {name}: {attempt.running.masked(reason)}"
-        note = partial(write_log_note, attempt.server, attempt.item.id, text)
-        await retry_until_available(f"take the log of {attempt.item.id}", note)
+        await note_for_people(attempt.server, attempt.item.id, text)
 
 
 class PreviousOutputs(Hook):
@@ -266,6 +289,7 @@ HOOKS: Final[tuple[Callable[[Attempt], Hook], ...]] = (
     WarnOfOtherImage,
     Stopping,
     TellWaitingParts,
+    RecordRun,
     ShipLog,
     KeepOutputs,
     CollectMetrics,

@@ -18,7 +18,7 @@ import anyio
 from prefect_launch.agent.context import SCHEDULER_RESOURCE
 from prefect_launch.agent.item.attempt import Attempt, Hook
 from prefect_launch.agent.item.finish import check_deployment
-from prefect_launch.agent.item.hooks import HOOKS, ShipLog, Stopping
+from prefect_launch.agent.item.hooks import HOOKS, RecordRun, ShipLog, Stopping
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.core.states import ItemState
 from prefect_launch.planning.plan import Request, make_plan, plan_agent_program
@@ -114,7 +114,7 @@ class ReadSweepEnd(Hook):
 class SchedulerKind(ItemKind):
     """Items that are sweeps: their run is the sweep's scheduler."""
 
-    hooks = (ReadSweepEnd, Stopping, ShipLog)
+    hooks = (ReadSweepEnd, Stopping, RecordRun, ShipLog)
 
     async def plan(self, attempt: Attempt, queue: CachedQueue, labels: dict[str, str]) -> RunPlan:
         item, config = attempt.item, attempt.context.config

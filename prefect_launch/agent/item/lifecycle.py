@@ -43,7 +43,6 @@ class ItemLifecycle:
         self._cleanup = AttemptCleanup(self._attempt)
         self._running = running_item
         self._item = running_item.item
-        self._server = context.session.server
 
     async def run(self) -> Outcome:
         """Do the whole attempt; return how it ended. The item is in that state then."""
@@ -137,15 +136,14 @@ class ItemLifecycle:
         self._running.handle = await self._attempt.runner.create(self._attempt.plan)
 
     async def _start(self) -> None:
-        """Start the run, record on the server what it is, and move the item to Running.
+        """Start the run, and move the item to Running.
 
-        Crash: a run whose item is still Pending is started again, which does nothing to one that runs, recorded and
-        moved.
+        Crash: a run whose item is still Pending is started again, which does nothing to one that runs, and moved.
         """
         attempt, handle = self._attempt, self._attempt.handle
         image = await attempt.retry_until_reachable(lambda: attempt.runner.image_of(handle))
         attempt.record(image=image)
-        await self._start_and_record()
+        await self._start_run()
         resource = self._context.resource_of(attempt.runner)
         self._context.runner_health.mark_up(attempt.part, self._running.queue)
         await until_running(attempt)
@@ -158,7 +156,7 @@ class ItemLifecycle:
 
     async def _start_again(self) -> None:
         """Start a run that an earlier agent has created; its item is still Pending."""
-        await self._start_and_record()
+        await self._start_run()
         await until_running(self._attempt)
         await self._attempt.transition(ItemState.RUNNING, f"Found again by {self._context.config.name}.")
 
@@ -203,26 +201,11 @@ class ItemLifecycle:
 
     # --- details ---
 
-    async def _start_and_record(self) -> None:
-        """Start what was created, and record on the server what it is; elsewhere in the other order.
-
-        On this machine the labels are the truth and the record is for people: a server that writes it beside the start
-        takes the start's cores. Elsewhere a run may be found by its record alone.
-        """
-        if self._attempt.runner.uses_this_machine:
-            await self._start_run()
-            await self._record()
-        else:
-            await self._record()
-            await self._start_run()
-
-    async def _record(self) -> None:
-        record = partial(self._server.record_infrastructure, self._item.id, self._attempt.handle)
-        await retry_until_available(f"record what {self._item.id} runs in", record)
-
     async def _start_run(self) -> None:
         """Start what was created. Each try checks first that the item is still ours: its resource may be away long."""
         attempt = self._attempt
+        if not attempt.runner.uses_this_machine:  # There a run may be found by its record alone.
+            await attempt.record_run()
 
         async def start() -> None:
             await attempt.check_ours()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.errors import InfrastructureError, ServerFailedError, SourceError
+from prefect_launch.errors import InfrastructureError, ServerFailedError, ServerUnavailableError, SourceError
 from prefect_launch.server.values import ItemDraft, State
 from prefect_launch.testing import InMemoryMachine, Script
 from tests.support.bench import QUEUE, Bench, eventually, outcome_data
@@ -164,6 +164,39 @@ async def test_item_that_is_cancelled_while_its_start_is_recorded_does_not_run_o
     assert found.message.startswith("Stopped after")
     assert bench.machine.running == []
     assert bench.machine.runs == {}
+
+
+async def test_run_that_the_server_cannot_record_runs_on_and_says_so_at_its_end(bench: Bench) -> None:
+    bench.plays(Script(seconds=0.2, log=(b"hello\n",)))
+    (item,) = await bench.add()
+
+    async def fail(method: str) -> None:
+        if method == "record_infrastructure":
+            raise ServerFailedError("500 to PATCH")
+
+    bench.server.before_call = fail
+    await bench.agent().loop(until_empty=True)
+    found = await bench.read(item.id)
+    assert found.state_type is StateType.COMPLETED
+    assert "What it runs in could not be recorded (500 to PATCH)" in found.message
+    assert await bench.log(item) == "hello"
+
+
+@pytest.mark.parametrize("is_away", [True, False])
+async def test_run_is_watched_while_its_record_is_tried_again(bench: Bench, is_away: bool) -> None:
+    bench.plays(Script(seconds=60))
+    (item,) = await bench.add(timeout=0.2)
+    tried: list[str] = []
+
+    async def fail(method: str) -> None:
+        if method == "record_infrastructure" and bench.machine.running:
+            tried.append(method)
+            raise ServerUnavailableError("away") if is_away else ServerFailedError("500")
+
+    bench.server.before_call = fail
+    await bench.agent().loop(until_empty=True)
+    assert (await bench.read(item.id)).state_type is StateType.FAILED
+    assert tried
 
 
 async def test_item_that_ends_by_itself_while_it_is_cancelled_is_cancelled(bench: Bench) -> None:

@@ -16,7 +16,7 @@ from prefect_launch.agent import runner_health
 from prefect_launch.client.launch_add import alaunch_add_many
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.units import parse_size
-from prefect_launch.errors import InfrastructureError, NoRoomError, SpecError, UnsafeSpecError
+from prefect_launch.errors import InfrastructureError, LaunchError, NoRoomError, SpecError, UnsafeSpecError
 from prefect_launch.queues.agent_status import queue_activity
 from prefect_launch.queues.session import Session
 from prefect_launch.queues.wait_reason import WaitCause, why_waiting
@@ -136,6 +136,29 @@ async def test_later_reason_is_reported_in_the_log_of_the_item(
     [shown] = [one for one in await bench.api.server.list_artifacts(item.id) if one["key"] == "waits-1"]
     assert shown["data"] == f"It waits no longer. The last reason: {wanted}"
     assert (await bench.states(item)).count("Submitted") == 1
+
+
+async def test_run_whose_later_reason_the_server_does_not_take_runs_all_the_same(
+    bench: ClusterBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "_NEXT_REASON_SECONDS", 0.05)
+    bench.cluster.nodes = 0
+    (item,) = await bench.add()
+    refused: list[str] = []
+
+    async def refuse(method: str) -> None:
+        if method == "write_logs":
+            refused.append(method)
+            raise LaunchError("422 to POST")
+
+    async with bench.running():
+        await bench.until(item, "Submitted")
+        bench.api.server.before_call = refuse
+        bench.cluster.reason = "the image cannot be pulled"
+        await eventually(lambda: asyncio.sleep(0), lambda _: bool(refused))
+        bench.api.server.before_call = None
+        bench.cluster.resize(1)
+        await bench.until(item, "Completed")
 
 
 async def test_part_that_waits_while_others_run_is_told_in_the_log_of_the_item(

@@ -69,6 +69,13 @@ def test_item_that_waits_is_refused_by_its_state(api: InMemoryApi, refusal: Refu
     assert f"'prefect-launch item show {short_id(run.id)}' says what it waits for." in said
 
 
+def test_item_that_runs_and_is_not_recorded_is_refused_by_that(api: InMemoryApi, refusal: Refusal) -> None:
+    run = add(api)
+    move(api, run, State.of(ItemState.CLAIMED), State.of(ItemState.RUNNING))
+
+    assert "is running: no command can be run inside it: what it runs in is not on record." in refusal("shell", "mine")
+
+
 def test_item_that_has_ended_is_refused_by_its_state(api: InMemoryApi, refusal: Refusal) -> None:
     run = add(api)
     move(api, run, State.of(ItemState.CLAIMED), State.of(ItemState.RUNNING), State.of(ItemState.COMPLETED))

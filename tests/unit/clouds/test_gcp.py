@@ -62,7 +62,8 @@ async def test_agent_on_googles_machine_is_who_the_machine_is(
     cloud: FakeCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_GCE_CHECK")
-    monkeypatch.setenv("GCE_METADATA_HOST", cloud.host)
+    # google-auth reads GCE_METADATA_HOST once, when it is imported.
+    monkeypatch.setattr("google.auth.compute_engine._metadata._GCE_METADATA_HOST", cloud.host)
     monkeypatch.setenv("GCE_METADATA_IP", cloud.host)
     found = account()
 
