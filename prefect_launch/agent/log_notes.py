@@ -44,7 +44,7 @@ async def write_log_note(server: Server, item_id: UUID, message: str) -> None:
 
 
 async def note_for_people(server: Server, item_id: UUID, message: str) -> None:
-    """Write a line of the agent's own that no run depends on: a server that is away is waited for, a refusal is logged."""
+    """Write a line that no run depends on: a server that is away is waited for, a refusal goes to the agent's log."""
     try:
         await retry_until_available(f"take the log of {item_id}", lambda: write_log_note(server, item_id, message))
     except LaunchError as error:

@@ -157,16 +157,24 @@ def add_many_to_queue(api: Api, options: LaunchOptions, path: Path, *, as_json: 
     if name is None:
         name = "many-" + hashlib.sha256(json_module.dumps([queue, specs], default=str).encode()).hexdigest()[:8]
     there: list[int] = []
-    with progress_bar() as tell:
+    try:
+        with progress_bar() as tell:
 
-        def note(made: int, of: int) -> None:
-            there.append(made)
-            tell(made, of)
+            def note(made: int, of: int) -> None:
+                there.append(made)
+                tell(made, of)
 
-        runs = launch_add_many(specs, queue, run_id=name, progress=note, api=api)
+            runs = launch_add_many(specs, queue, run_id=name, progress=note, api=api)
+    except KeyboardInterrupt:
+        many = f"{there[-1] if there else 0} or more of {counted(len(specs), 'item')}"
+        typer.echo(f"Stopped with {many} on the queue {queue}. The same command adds the rest.", err=True)
+        raise
     before = there[0] if there else 0
     if as_json:
         print_json({"added": len(runs) - before, "there": before, "run_id": name, "ids": [run.id for run in runs]})
+        return
+    if not specs:
+        typer.echo(f"Nothing to add: the list in {path} is empty.")
         return
     typer.echo(f"Added {counted(len(runs) - before, 'item')} to the queue {queue}, with run ids {name}-1, {name}-2, ….")
     if before:

@@ -176,10 +176,11 @@ def read_mappings(path: Path, option: str) -> list[dict[str, Any]]:
     Raises:
         SpecError: when it cannot be read, or is no list of mappings.
     """
-    text, what = _read(path, option), f"The file {str(path)!r} of {option}"
+    text, file = _read(path, option), f"file {str(path)!r} of {option}"
+    what = f"The {file}"
     if path.suffix == ".jsonl":
-        lines = enumerate(text.splitlines(), start=1)
-        found: Any = [_parse(line, f"Line {number} of {what}", strict=True) for number, line in lines if line.strip()]
+        lines = [(f"Line {number} of the {file}", line) for number, line in enumerate(text.splitlines(), start=1)]
+        found: Any = [_parse(line, where, strict=True) for where, line in lines if line.strip()]
     else:
         found = _parse(text, what, strict=path.suffix == ".json")
     wrong = [one for one in found if not isinstance(one, Mapping)] if isinstance(found, list) else [found]

@@ -293,7 +293,7 @@ def show(name: QueueName, json: JsonOption = False) -> None:
             ("allowed", ", ".join(queue.submitter_options)),
             ("limits", ", ".join(f"{name} {most}" for name, most in queue.limits.items())),
             ("allowed secrets", ", ".join(queue.submitter_secrets)),
-            ("too large", _impossible(queue.fail_impossible_after)),
+            ("too large items", _impossible(queue.fail_impossible_after)),
             ("page", queue.url),
         ]
     )
@@ -341,7 +341,7 @@ def _impossible(seconds: float | None) -> str:
     """Return what happens to an item that no agent of the queue can ever run."""
     from prefect_launch.core.units import format_duration
 
-    return "items wait" if seconds is None else f"items fail after {format_duration(seconds)}"
+    return "wait" if seconds is None else f"fail after {format_duration(seconds)}"
 
 
 def _shares(queue: RunQueue) -> str:

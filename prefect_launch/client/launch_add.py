@@ -7,7 +7,8 @@ leaves nothing behind. In a flow, `launch_add` is a task of it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from prefect_launch.client import in_flow
@@ -15,7 +16,7 @@ from prefect_launch.client.api import Api, default_api
 from prefect_launch.client.item_check import CheckedItem, NamedJob, check_item, same_item, same_source, warn_once
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.signature import with_arguments_of
-from prefect_launch.errors import QueueError, SpecError
+from prefect_launch.errors import InternalError, LaunchError, QueueError, ServerUnavailableError, SpecError, retold
 from prefect_launch.planning.image_pinning import Digests
 from prefect_launch.planning.job_inputs import unread_inputs
 from prefect_launch.planning.refused_fields import refuse_unread_at_queue
@@ -163,19 +164,28 @@ async def alaunch_add_many(arguments: Mapping[str, Any]) -> list[QueuedRun]:
 
 
 def _parse_all(specs: Iterable[LaunchSpec | Mapping[str, Any]], run_id: str | None) -> list[LaunchSpec]:
-    read = [_parse(spec) for spec in specs]
-    if run_id is None:
-        return read
-    return [
-        spec if spec.run_id else parse_spec({**spec.dump(), "run_id": f"{run_id}-{number}"})
-        for number, spec in enumerate(read, start=1)
-    ]
+    given, read = list(specs), list[LaunchSpec]()
+    for number, spec in enumerate(given, start=1):
+        with _told_of(number, len(given)):
+            read.append(_parse(spec, None if run_id is None else f"{run_id}-{number}"))
+    return read
 
 
-def _parse(spec: LaunchSpec | Mapping[str, Any]) -> LaunchSpec:
+@contextmanager
+def _told_of(number: int, count: int) -> Iterator[None]:
+    """Let the error of a spec that is refused say which one of the list it is."""
+    try:
+        yield
+    except LaunchError as error:
+        if count > 1 and not isinstance(error, (InternalError, ServerUnavailableError)):
+            retold(error, f"Spec {number} of {count}: {error}")
+        raise
+
+
+def _parse(spec: LaunchSpec | Mapping[str, Any], run_id: str | None) -> LaunchSpec:
     read = (spec if isinstance(spec, LaunchSpec) else parse_spec(spec)).check_source()
     refuse_unread_at_queue(read, build=False)
-    return read
+    return read if run_id is None or read.run_id else parse_spec({**read.dump(), "run_id": run_id})
 
 
 def _request(arguments: Mapping[str, Any]) -> tuple[LaunchSpec, str, in_flow.Add]:
@@ -255,19 +265,23 @@ async def add_items(
     checked: list[CheckedItem] = []
     digests = Digests(session.digest_cache)
     sources: dict[object, NamedJob] = {}  # Each remote is read once, however many items use it.
-    for spec in specs:
-        source = same_source(spec)
-        checked.append(await check_item(api, session, spec, queue_name, sources.get(source), digests))
-        sources[source] = checked[-1].named
-    if not checked:
+    if not specs:
         return []
+    if queue_name != DEFAULT_QUEUE:  # That one is made for the first of the specs.
+        await session.queue(queue_name)
+    for number, spec in enumerate(specs, start=1):
+        source = same_source(spec)
+        with _told_of(number, len(specs)):
+            checked.append(await check_item(api, session, spec, queue_name, sources.get(source), digests))
+        sources[source] = checked[-1].named
     queue = checked[0].queue
     taken = [one.draft.idempotency_key for one in checked]
     if len(set(taken)) < len(taken):
         twice = next(key for key, count in Counter(taken).items() if count > 1)
         raise SpecError(f"Two specs of the list have the run_id {twice.rpartition('/')[2]!r}; each needs its own.")
-    for one in checked:
-        await one.check_run_id_free(session)
+    for number, one in enumerate(checked, start=1):
+        with _told_of(number, len(specs)):
+            await one.check_run_id_free(session)
     await check_waiting(session.server, queue, [one.draft for one in checked])
     drafts = [await one.made(session) for one in checked]
     named = [draft for draft, spec in zip(drafts, specs, strict=True) if spec.run_id]

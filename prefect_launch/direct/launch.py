@@ -42,7 +42,7 @@ from prefect_launch.direct.ending import (
     show_failure,
     with_retries,
 )
-from prefect_launch.errors import LaunchError
+from prefect_launch.errors import LaunchError, SpecError
 from prefect_launch.planning.job_inputs import unread_inputs
 from prefect_launch.planning.plan import Request, default_resource, local_config, make_plan, preview_plan
 from prefect_launch.queues.session import Session
@@ -304,10 +304,22 @@ async def _pin(session: Session, spec: LaunchSpec, item_id: str) -> tuple[Launch
     named = await job_named_by(spec, session)
     if named.job is not None and named.draft is not None:
         await preview_plan(_request(with_job(spec, named.job), named.job, item_id, 1), _machine_settings(), named.job)
-    await named.check_overrides(spec, session.jobs, spec.resource or default_resource(named.job))
+    resource = spec.resource or default_resource(named.job)
+    _check_needs_no_queue(resource)
+    await named.check_overrides(spec, session.jobs, resource)
     job = await named.save(session.jobs)
     warn_once(unread_inputs(spec, job))
     return (spec if job is None else with_job(spec, job)), job
+
+
+def _check_needs_no_queue(resource: str) -> None:
+    """Refuse a resource that can be reached through a queue alone."""
+    if runner_class(resource).needs_queue:
+        raise SpecError(
+            f"A run without a queue cannot go to {resource}: it needs options that only a queue's owner may set. Queue"
+            f" it: 'prefect-launch add -q QUEUE'. A queue is made with 'prefect-launch queue create QUEUE -r {resource}"
+            " -c FILE'."
+        )
 
 
 async def _attempt(

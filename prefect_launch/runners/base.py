@@ -393,6 +393,8 @@ class Runner(ABC):
     quantities: ClassVar[Mapping[str, Quantity]] = {}
     #: Whether code runs in an image, which is built when its job names none.
     needs_image: ClassVar[bool] = False
+    #: Whether no run goes without options that only a queue's owner may set: it can be reached through a queue alone.
+    needs_queue: ClassVar[bool] = False
     #: Whether its plans hold the values of secrets. False: stand-ins for them (`RunPlan.secret_marks`), since what runs
     #: reads the values itself.
     takes_secret_values: ClassVar[bool] = True
@@ -473,7 +475,8 @@ class Runner(ABC):
                 f"The option {option!r} of {cls.name} is not read: {cls.unread_options[option]}. Leave it out."
             )
         near = nearest_name(option, cls.options)
-        return unknown_name("option", name, cls.options if known is None else known, where=where, near=near)
+        listed = [one for one in (cls.options if known is None else known) if normalise_option(one) == one]
+        return unknown_name("option", name, listed, where=where, near=near)
 
     @classmethod  # noqa: B027 - for most resources the option's name decides who may set it
     def check_submitter_options(cls, options: Mapping[str, Any]) -> None:

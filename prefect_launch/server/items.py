@@ -7,6 +7,7 @@ lost answer, the client reads the item's states first, and does not repeat a pro
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timezone
@@ -18,7 +19,14 @@ import anyio
 
 from prefect_launch.core.backoff import Backoff
 from prefect_launch.core.states import StateType
-from prefect_launch.errors import AnswerLostError, ItemGoneError, ServerFailedError, ServerUnavailableError, SpecError
+from prefect_launch.errors import (
+    AnswerLostError,
+    ItemGoneError,
+    ServerFailedError,
+    ServerUnavailableError,
+    SpecError,
+    clause,
+)
 from prefect_launch.server.http import BUSY_SECONDS, Calls, is_taken, raise_refusal
 from prefect_launch.server.values import (
     BULK,
@@ -44,7 +52,15 @@ if TYPE_CHECKING:
 _BULK_FIRST_PAUSE_SECONDS: Final = 0.01
 _BULK_PAUSE_SECONDS: Final = 0.2
 _GONE: Final = 404
-_BUSY_WORDS: Final = ("database is locked", "timeout", "deadlock")
+#: How the server's own error begins for an item that it would have taken had it been less busy; a timeout has no text.
+#: A refusal may quote any word of the item's.
+_BUSY: Final = re.compile(
+    r"\(sqlite3\.OperationalError\) database is locked"
+    r"|QueuePool limit of size"
+    r"|\(sqlalchemy\.dialects\.postgresql\.asyncpg\.\w+\) <class 'asyncpg\.exceptions\."
+    r"(?:DeadlockDetected|QueryCanceled|TooManyConnections|InFailedSQLTransaction)Error'>"
+    r"|\Z"
+)
 
 
 class ItemCalls(Calls):
@@ -67,6 +83,7 @@ class ItemCalls(Calls):
 
     async def _create_batch(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[UUID]:
         made: dict[int, UUID] = {}
+        error = ""
         pauses, progress_at = Backoff(_BULK_FIRST_PAUSE_SECONDS, _BULK_PAUSE_SECONDS), time.monotonic()
         while left := [index for index in range(len(drafts)) if index not in made]:
             body = [_body(drafts[index]) for index in left]
@@ -76,15 +93,17 @@ class ItemCalls(Calls):
             for index, result in zip(left, answer["results"], strict=True):
                 if result.get("flow_run_id"):
                     made[index] = UUID(result["flow_run_id"])
-                elif not any(word in str(result.get("error")).lower() for word in _BUSY_WORDS):
-                    raise SpecError(f"The Prefect server refuses item {drafts[index].name!r}: {result.get('error')}")
+                    continue
+                error = result.get("error") or ""
+                if not _BUSY.match(error):
+                    raise SpecError(f"The Prefect server refuses item {drafts[index].name!r}: {error}")
             missing = len(drafts) - len(made)
             if missing < len(left):
                 progress_at = time.monotonic()
             elif time.monotonic() - progress_at >= BUSY_SECONDS:
                 raise ServerUnavailableError(
-                    f"The Prefect server was too busy to take {missing} of {len(drafts)} items for {BUSY_SECONDS:g} s."
-                    " Asked again, it makes none of them twice."
+                    f"The Prefect server was too busy to take {missing} of {len(drafts)} items for {BUSY_SECONDS:g} s"
+                    f" ({clause(error.partition(chr(10))[0]) or 'timeout'}). Asked again, it makes none of them twice."
                 )
             if missing:
                 await pauses.sleep()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 
 from prefect_launch import ExecutionError, alaunch
-from prefect_launch.errors import ImagePullError
+from prefect_launch.errors import ImagePullError, SpecError
 from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState, RemoteStatus
 from prefect_launch.testing import InMemoryCluster, InMemoryRemoteRunner, Script
 from tests.support.cluster_bench import registered_runner
@@ -102,3 +102,9 @@ async def test_run_that_the_cluster_will_never_start_is_refused_and_removed(
         with pytest.raises((ImagePullError, ExecutionError), match="cannot be pulled"):
             await asyncio.wait_for(task, 60)
     assert (cluster.jobs, cluster.started) == ({}, [])
+
+
+@pytest.mark.parametrize("resource", ["sagemaker", "vertex"])
+async def test_resource_that_only_a_queue_can_reach_says_so(site: Site, resource: str) -> None:
+    with pytest.raises(SpecError, match=rf"cannot go to {resource}: it needs options that only a queue's owner may set"):
+        await alaunch(site.api, docker_image="busybox:1", resource=resource)

@@ -41,6 +41,22 @@ def test_same_command_again_adds_what_is_missing_and_nothing_twice(api: InMemory
     assert sorted(map(str, seeds)) == ["0", "0", "1", "1", "2", "2", "None"]
 
 
+def test_list_that_is_empty_adds_nothing_and_says_so(api: InMemoryApi, tmp_path: Path) -> None:
+    file = tmp_path / "runs.json"
+    file.write_text("[]")
+    assert add(file).output == f"Nothing to add: the list in {file} is empty.\n"
+    assert json.loads(add(file, "--json").output)["added"] == 0
+
+
+def test_entry_that_is_refused_is_named(api: InMemoryApi, tmp_path: Path) -> None:
+    file = tmp_path / "runs.jsonl"
+    file.write_text('{"priority": "high"}\n{"priority": "hgih"}\n')
+    assert str(add(file).exception).startswith("Spec 2 of 2: ")
+    file.write_text('{"priority": "high"}\n{"priority"}\n')
+    assert str(add(file).exception).startswith(f"Line 2 of the file '{file}' of --many is no JSON: ")
+    assert items(api) == []
+
+
 def test_file_that_is_no_list_and_options_of_one_item_are_refused(api: InMemoryApi, tmp_path: Path) -> None:
     file = tmp_path / "runs.yaml"
     file.write_text("name: one\n")

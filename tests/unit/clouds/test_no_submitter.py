@@ -26,7 +26,9 @@ def test_option_that_would_say_who_the_agent_is_is_refused(resource: str, option
         runner.check_options(options)
 
 
-@pytest.mark.parametrize(("resource", "option"), [("sagemaker", "region"), ("vertex", "project")])
+@pytest.mark.parametrize(
+    ("resource", "option"), [("sagemaker", "region"), ("sagemaker", "credentials"), ("vertex", "project")]
+)
 def test_whoever_sets_what_is_the_agents_is_told_where_it_is_said(resource: str, option: str) -> None:
     told = pytest.raises(SpecError, match=rf"'{option}' of {resource} is not read: .*in (its own|the agent's) config")
     with told:
@@ -43,3 +45,14 @@ def test_whom_a_job_runs_as_is_no_option_of_submitters(resource: str, option: st
 
     assert option in runner.options
     assert option not in runner.submitter_options
+
+
+@pytest.mark.parametrize("resource", ["sagemaker", "vertex"])
+def test_unknown_option_lists_each_option_once_under_its_normal_name(resource: str) -> None:
+    runner = runner_class(resource)
+
+    told = str(runner.unknown_option("sshmount", where=""))
+
+    assert "e" in runner.options
+    assert " env," in told
+    assert " e," not in told

@@ -87,6 +87,7 @@ _SET_BY_AGENT: Final = (
 )
 #: What a W&B queue may have, and a queue here has not: each with the reason.
 UNREAD_OPTIONS: Final = {
+    "credentials": _SET_BY_AGENT,
     "ecr-repo-name": "where built images go is 'builder.destination' in the agent's config",
     "profile": _SET_BY_AGENT,
     "region": _SET_BY_AGENT,

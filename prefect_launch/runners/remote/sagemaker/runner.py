@@ -52,6 +52,7 @@ class SageMakerRunner(RemoteRunner):
     submitter_options: ClassVar[frozenset[str]] = sagemaker_options.SUBMITTER_OPTIONS
     options: ClassVar[frozenset[str]] = sagemaker_options.OPTIONS
     unread_options: ClassVar[Mapping[str, str]] = sagemaker_options.UNREAD_OPTIONS
+    needs_queue: ClassVar[bool] = True
     quantities: ClassVar[Mapping[str, Quantity]] = sagemaker_options.QUANTITIES
     variable_bytes: ClassVar[int | None] = MAX_VARIABLE_CHARS
     no_exec: ClassVar[str] = (

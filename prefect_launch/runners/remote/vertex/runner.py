@@ -59,6 +59,7 @@ class VertexRunner(RemoteRunner):
     submitter_options: ClassVar[frozenset[str]] = vertex_options.SUBMITTER_OPTIONS
     options: ClassVar[frozenset[str]] = vertex_options.OPTIONS
     unread_options: ClassVar[Mapping[str, str]] = vertex_options.UNREAD_OPTIONS
+    needs_queue: ClassVar[bool] = True
     quantities: ClassVar[Mapping[str, Quantity]] = vertex_options.QUANTITIES
     no_exec: ClassVar[str] = (
         "Vertex AI's API starts nothing in a job. Set run.enable_web_access in the queue's config, and open the shell"
