@@ -229,7 +229,7 @@ class Limits:
             ),
             ("The making of an item", *(f"{one.add_ms:.0f}" for one in on)),
             ("An idle agent, each second", *(f"{one.idle_agent_ms:.1f}" for one in on)),
-            ("A running job that prints nothing, each second", *(f"{one.quiet_job_ms:.1f}" for one in on)),
+            ("A running job that prints nothing, each second", *(f"{one.quiet_job_ms:.2f}" for one in on)),
             ("A running job that prints five lines a second, each second", *(f"{one.chatty_job_ms:.1f}" for one in on)),
             ("Each API process at rest, each second", *(f"{one.rest_ms:.0f}" for one in on)),
         ]
