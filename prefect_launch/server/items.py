@@ -52,13 +52,18 @@ if TYPE_CHECKING:
 _BULK_FIRST_PAUSE_SECONDS: Final = 0.01
 _BULK_PAUSE_SECONDS: Final = 0.2
 _GONE: Final = 404
-#: How the server's own error begins for an item that it would have taken had it been less busy; a timeout has no text.
-#: A refusal may quote any word of the item's.
-_BUSY: Final = re.compile(
-    r"\(sqlite3\.OperationalError\) database is locked"
+#: How the server's own error begins for an item that it would have taken had it been less busy. A refusal may quote any
+#: word of the item's. SQLite goes on with the rest of the request.
+_LOCKED: Final = re.compile(r"\(sqlite3\.OperationalError\) database is locked")
+#: Of a request with such an error the server keeps nothing, though it gives ids for some items: all of it is one
+#: transaction, which ends with the error. A timeout has no text.
+_UNDONE: Final = re.compile(
+    r"\(sqlalchemy\.dialects\.postgresql\.asyncpg\.\w+\) <class 'asyncpg\.exceptions\.(?:_base\.)?"
+    r"(?:AdminShutdown|ConnectionDoesNotExist|DeadlockDetected|InFailedSQLTransaction|Interface|LockNotAvailable"
+    r"|QueryCanceled)Error'>"
     r"|QueuePool limit of size"
-    r"|\(sqlalchemy\.dialects\.postgresql\.asyncpg\.\w+\) <class 'asyncpg\.exceptions\."
-    r"(?:DeadlockDetected|QueryCanceled|TooManyConnections|InFailedSQLTransaction)Error'>"
+    r"|Can't operate on closed transaction"
+    r"|This Session's transaction has been rolled back"
     r"|\Z"
 )
 
@@ -83,31 +88,40 @@ class ItemCalls(Calls):
 
     async def _create_batch(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[UUID]:
         made: dict[int, UUID] = {}
-        error = ""
         pauses, progress_at = Backoff(_BULK_FIRST_PAUSE_SECONDS, _BULK_PAUSE_SECONDS), time.monotonic()
         while left := [index for index in range(len(drafts)) if index not in made]:
-            body = [_body(drafts[index]) for index in left]
-            answer = await self._rest.get("POST", f"/deployments/{deployment_id}/create_flow_run/bulk", json=body)
-            if answer is None:
-                raise SpecError(f"The deployment {deployment_id} is gone: was the queue deleted meanwhile?")
-            for index, result in zip(left, answer["results"], strict=True):
-                if result.get("flow_run_id"):
-                    made[index] = UUID(result["flow_run_id"])
-                    continue
-                error = result.get("error") or ""
-                if not _BUSY.match(error):
-                    raise SpecError(f"The Prefect server refuses item {drafts[index].name!r}: {error}")
+            new, busy = await self._create_some(deployment_id, [drafts[index] for index in left])
+            made |= {left[index]: item_id for index, item_id in new.items()}
             missing = len(drafts) - len(made)
             if missing < len(left):
                 progress_at = time.monotonic()
             elif time.monotonic() - progress_at >= BUSY_SECONDS:
                 raise ServerUnavailableError(
                     f"The Prefect server was too busy to take {missing} of {len(drafts)} items for {BUSY_SECONDS:g} s"
-                    f" ({clause(error.partition(chr(10))[0]) or 'timeout'}). Asked again, it makes none of them twice."
+                    f" ({busy}). Asked again, it makes none of them twice."
                 )
             if missing:
                 await pauses.sleep()
         return [made[index] for index in range(len(drafts))]
+
+    async def _create_some(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> tuple[dict[int, UUID], str]:
+        """Send one bulk request; return the ids of the items that it made, by their place, and why not all."""
+        body = [_body(draft) for draft in drafts]
+        answer = await self._rest.get("POST", f"/deployments/{deployment_id}/create_flow_run/bulk", json=body)
+        if answer is None:
+            raise SpecError(f"The deployment {deployment_id} is gone: was the queue deleted meanwhile?")
+        made: dict[int, UUID] = {}
+        errors: list[str] = []
+        for index, result in enumerate(answer["results"]):
+            if result.get("flow_run_id"):
+                made[index] = UUID(result["flow_run_id"])
+                continue
+            error = result.get("error") or ""
+            if not (_LOCKED.match(error) or _UNDONE.match(error)):
+                raise SpecError(f"The Prefect server refuses item {drafts[index].name!r}: {error}")
+            errors.append(error)
+        why = clause(errors[0].partition("\n")[0]) or "timeout" if errors else ""
+        return ({} if any(map(_UNDONE.match, errors)) else made), why
 
     async def read_item(self, item_id: UUID) -> Item | None:
         found = await self._rest.get("GET", f"/flow_runs/{item_id}")
