@@ -166,8 +166,9 @@ def add_many_to_queue(api: Api, options: LaunchOptions, path: Path, *, as_json: 
 
             runs = launch_add_many(specs, queue, run_id=name, progress=note, api=api)
     except KeyboardInterrupt:
-        many = f"{there[-1] if there else 0} or more of {counted(len(specs), 'item')}"
-        typer.echo(f"Stopped with {many} on the queue {queue}. The same command adds the rest.", err=True)
+        known = f"At least {there[-1]:,} are" if there and there[-1] else "Some may be"
+        of = counted(len(specs), "item")
+        typer.echo(f"Stopped. {known} on the queue {queue}, of {of}. The same command adds the rest.", err=True)
         raise
     before = there[0] if there else 0
     if as_json:

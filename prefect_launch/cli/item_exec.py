@@ -93,8 +93,8 @@ async def _plan(session: Session, item: Item, command: Sequence[str], typed: Seq
 def _why_no_run(item: Item) -> str:
     what = f"Item {name_and_id(item)} is {state_of(item)}: no command can be run inside it"
     program = f"'prefect-launch item show {short_id(item.id)}'"
-    if item.state_type is StateType.RUNNING:
-        return f"{what}: what it runs in is not on record. Try again in a second; its agent's log says why it stays so."
+    if item.state_type in _HAS_A_RUN:
+        return f"{what}: what it runs in is not on record yet. Try again; if it stays so, its agent's log says why."
     if item.is_terminal:
         return f"{what} any more. {program} shows how it ended; 'item logs' and 'item download' what it has left."
     return f"{what} before it runs. {program} says what it waits for."

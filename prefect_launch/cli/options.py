@@ -183,11 +183,16 @@ def read_mappings(path: Path, option: str) -> list[dict[str, Any]]:
         found: Any = [_parse(line, where, strict=True) for where, line in lines if line.strip()]
     else:
         found = _parse(text, what, strict=path.suffix == ".json")
-    wrong = [one for one in found if not isinstance(one, Mapping)] if isinstance(found, list) else [found]
-    if wrong:
-        raise SpecError(
-            f"{what} must hold a list of mappings, not {type(wrong[0]).__name__} {_short(str(wrong[0]))!r}."
-        )
+    if found is None:  # an empty YAML file
+        return []
+    if not isinstance(found, list):
+        raise SpecError(f"{what} must hold a list of mappings, not {type(found).__name__} {_short(str(found))!r}.")
+    for number, one in enumerate(found, start=1):
+        if not isinstance(one, Mapping):
+            raise SpecError(
+                f"{what} must hold a list of mappings, and its entry {number} is {type(one).__name__}"
+                f" {_short(str(one))!r}."
+            )
     return [{str(key): item for key, item in one.items()} for one in found]
 
 

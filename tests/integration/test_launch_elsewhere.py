@@ -106,5 +106,5 @@ async def test_run_that_the_cluster_will_never_start_is_refused_and_removed(
 
 @pytest.mark.parametrize("resource", ["sagemaker", "vertex"])
 async def test_resource_that_only_a_queue_can_reach_says_so(site: Site, resource: str) -> None:
-    with pytest.raises(SpecError, match=rf"cannot go to {resource}: it needs options that only a queue's owner may set"):
+    with pytest.raises(SpecError, match=rf"cannot go to {resource}: it needs options that only a queue's owner"):
         await alaunch(site.api, docker_image="busybox:1", resource=resource)

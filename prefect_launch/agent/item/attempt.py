@@ -146,10 +146,9 @@ class Attempt:
         """Record on the server what the item runs in.
 
         Raises:
-            ServerFailedError: when the server fails over it again and again.
+            LaunchError: when the server is away, fails or refuses it.
         """
-        record = partial(self.server.record_infrastructure, self.item.id, self.handle)
-        await retry_until_available(f"record what {self.item.id} runs in", record)
+        await self.server.record_infrastructure(self.item.id, self.handle)
 
     async def check_ours(self) -> None:
         """See that the item is still to be run, and by this agent; before each step that cannot be undone.

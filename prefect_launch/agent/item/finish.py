@@ -170,8 +170,14 @@ async def _put_back(
 
 
 async def _forget_run(server: Server, item: Item) -> None:
-    """Take the run of an item off its record: else the server would wait for an agent to end it, if it is cancelled."""
-    await retry_until_available(f"forget the run of {item.id}", lambda: server.record_infrastructure(item.id, None))
+    """Take the run of an item off its record: with it, the server would let an agent end an item that is cancelled.
+
+    So a record that stays costs a wait, and no end or retry of the item.
+    """
+    try:
+        await retry_until_available(f"forget the run of {item.id}", lambda: server.record_infrastructure(item.id, None))
+    except LaunchError as error:
+        log.warning("%s not-forgotten %s", item.id, error)
 
 
 async def _set_end(

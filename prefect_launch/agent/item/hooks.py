@@ -15,6 +15,8 @@ from functools import partial
 from typing import Final
 from uuid import UUID
 
+import anyio
+
 from prefect_launch.agent.item.attempt import Attempt, Hook, seconds_running
 from prefect_launch.agent.item.failure_report import is_other_image
 from prefect_launch.agent.item.inputs import fetch_inputs
@@ -24,11 +26,12 @@ from prefect_launch.agent.item.outcome import Outcome, at_its_limit
 from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_outputs, publish_outputs
 from prefect_launch.agent.item.usage import MeasureUsage
 from prefect_launch.agent.log_notes import note_for_people, write_log_note
+from prefect_launch.core.backoff import Backoff
 from prefect_launch.core.filesystem import remove_tree
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.core.units import format_duration
-from prefect_launch.errors import LaunchError
+from prefect_launch.errors import LaunchError, clause
 from prefect_launch.planning.image_pinning import digest_in
 from prefect_launch.queues.sent_back import sent_back_for
 from prefect_launch.queues.transitions import retry_until_available
@@ -40,28 +43,54 @@ from prefect_launch.spec.scheduling import Cause
 log = logging.getLogger(__name__)
 
 
+#: Before the record of a run is tried again: at first, and at most.
+_RECORD_FIRST_SECONDS: Final = 0.2
+_RECORD_PAUSE_SECONDS: Final = 30.0
+#: How long the end of a run waits for a record that is on its way.
+_RECORD_LEFT_SECONDS: Final = 1.0
+
+
 class RecordRun(Hook):
     """Records on the server what a run on this machine is in: for people, who may want to look inside.
 
-    A run elsewhere is recorded before it starts. Here its labels are the truth, so it neither waits for its record, nor
-    ends over it; and a server that wrote it beside the start would take the start's cores.
+    A run elsewhere is recorded before it starts. Here its labels are the truth, so it does not end over its record; and
+    a server that wrote it beside the start would take the start's cores.
     """
+
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__(attempt)
+        self._ended = asyncio.Event()
+        self._fault: str | None = "no answer in time"
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         attempt = self.attempt
-        async with OwnedTasks() as beside:
-            if attempt.runner.uses_this_machine and attempt.item.infrastructure_pid != attempt.handle:
-                beside.start(f"record of {attempt.item.id}", self._record)
+        if not attempt.runner.uses_this_machine or attempt.item.infrastructure_pid == attempt.handle:
             yield
-            await beside.done()  # What is recorded later would outlast the run.
+            return
+        async with OwnedTasks() as beside:
+            beside.start(f"record of {attempt.item.id}", self._record)
+            yield
+            self._ended.set()
+            with anyio.move_on_after(_RECORD_LEFT_SECONDS):
+                await beside.done()
+        if self._fault is not None:
+            attempt.warnings.append(f"What it runs in could not be recorded ({self._fault}).")
 
     async def _record(self) -> None:
-        try:
-            await self.attempt.record_run()
-        except LaunchError as error:
-            log.warning("%s not-recorded %s", self.attempt.item.id, error)
-            self.attempt.warnings.append(f"What it runs in could not be recorded ({error}).")
+        """Record it; try again until the run has ended."""
+        pauses = Backoff(_RECORD_FIRST_SECONDS, _RECORD_PAUSE_SECONDS)
+        while not self._ended.is_set():
+            try:
+                await self.attempt.record_run()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on
+                log.warning("%s not-recorded %r", self.attempt.item.id, error)
+                self._fault = clause(error)
+            else:
+                self._fault = None
+                return
+            with anyio.move_on_after(pauses.next()):
+                await self._ended.wait()
 
 
 class ShipLog(Hook):

@@ -166,6 +166,7 @@ class ItemLifecycle:
         async with attempt.ownership.reporting(attempt.plan.run_dir, self._context.config.name) as is_ours:
             if not is_ours:
                 return Outcome(state=ItemState.CANCELLED, message="Another agent has reported on it.")
+            lost: Outcome | None = None
             async with AsyncExitStack() as beside:
                 for hook in attempt.hooks:
                     await beside.enter_async_context(hook.watching())
@@ -174,7 +175,9 @@ class ItemLifecycle:
                     attempt.record(end=await attempt.retry_until_reachable(watch, until_stopped=False))
                 except Exception as error:  # noqa: BLE001 - the run is out of sight: the item says so
                     attempt.record(error=error)
-                    return await self._cleanup.fail_unwatchable(outcome_of_error(error, Phase.RUN))
+                    lost = outcome_of_error(error, Phase.RUN)
+            if lost is not None:
+                return await self._cleanup.fail_unwatchable(lost)
             return await self._finish()
 
     async def _finish(self) -> Outcome:
@@ -205,7 +208,7 @@ class ItemLifecycle:
         """Start what was created. Each try checks first that the item is still ours: its resource may be away long."""
         attempt = self._attempt
         if not attempt.runner.uses_this_machine:  # There a run may be found by its record alone.
-            await attempt.record_run()
+            await retry_until_available(f"record what {self._item.id} runs in", attempt.record_run)
 
         async def start() -> None:
             await attempt.check_ours()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import InfrastructureError, ServerFailedError, ServerUnavailableError, SourceError
+from prefect_launch.runners.base import ExitStatus, RunPlan, nothing
 from prefect_launch.server.values import ItemDraft, State
-from prefect_launch.testing import InMemoryMachine, Script
-from tests.support.bench import QUEUE, Bench, eventually, outcome_data
+from prefect_launch.testing import InMemoryMachine, InMemoryRunner, Script
+from tests.support.bench import QUEUE, RESOURCE, Bench, eventually, outcome_data
 
 
 async def test_loop_runs_all_items_and_ends_when_the_queue_is_empty(bench: Bench) -> None:
@@ -166,37 +169,96 @@ async def test_item_that_is_cancelled_while_its_start_is_recorded_does_not_run_o
     assert bench.machine.runs == {}
 
 
-async def test_run_that_the_server_cannot_record_runs_on_and_says_so_at_its_end(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [ServerFailedError("500 to PATCH"), ServerUnavailableError("503 to PATCH"), ValueError("no JSON")],
+    ids=lambda fault: type(fault).__name__,
+)
+async def test_run_that_the_server_cannot_record_ends_as_it_does_and_says_so(bench: Bench, fault: Exception) -> None:
     bench.plays(Script(seconds=0.2, log=(b"hello\n",)))
     (item,) = await bench.add()
+
+    async def fail(method: str) -> None:
+        if method == "record_infrastructure":
+            raise fault
+
+    bench.server.before_call = fail
+    await bench.agent().loop(until_empty=True)
+    found = await bench.read(item.id)
+    assert found.state_type is StateType.COMPLETED
+    assert f"What it runs in could not be recorded ({fault})." in found.message
+    assert await bench.log(item) == "hello"
+
+
+async def test_run_that_the_server_never_answers_about_is_kept_to_its_time_limit(bench: Bench) -> None:
+    bench.plays(Script(seconds=60))
+    (item,) = await bench.add(timeout=0.2)
+
+    async def hang(method: str) -> None:
+        if method == "record_infrastructure":
+            await asyncio.Event().wait()
+
+    bench.server.before_call = hang
+    await bench.agent().loop(until_empty=True)
+    found = await bench.read(item.id)
+    assert found.state_type is StateType.FAILED
+    assert "What it runs in could not be recorded (no answer in time)." in found.message
+
+
+async def test_run_is_recorded_once_the_server_can(bench: Bench) -> None:
+    bench.plays(Script(seconds=60))
+    (item,) = await bench.add()
+    failures = [ServerFailedError("500"), ServerUnavailableError("away"), ServerFailedError("500")]
+
+    async def fail(method: str) -> None:
+        if method == "record_infrastructure" and failures:
+            raise failures.pop()
+
+    bench.server.before_call = fail
+    async with bench.running(bench.agent()):
+        await eventually(lambda: bench.read(item.id), lambda found: found.infrastructure_pid is not None)
+        await bench.move(item, ItemState.CANCELLING)
+        found = await bench.until(item, StateType.CANCELLED)
+    assert "recorded" not in found.message
+
+
+async def test_run_that_cannot_be_forgotten_is_tried_again_all_the_same(bench: Bench) -> None:
+    bench.plays(Script(exit_code=3), Script())
+    (item,) = await bench.add(retries={"max": 1, "on": ["failed"], "delay": 0})
 
     async def fail(method: str) -> None:
         if method == "record_infrastructure":
             raise ServerFailedError("500 to PATCH")
 
     bench.server.before_call = fail
-    await bench.agent().loop(until_empty=True)
-    found = await bench.read(item.id)
-    assert found.state_type is StateType.COMPLETED
-    assert "What it runs in could not be recorded (500 to PATCH)" in found.message
-    assert await bench.log(item) == "hello"
+    async with bench.running(bench.agent(poll_seconds=0.2)):
+        await bench.until(item, StateType.COMPLETED)
 
 
-@pytest.mark.parametrize("is_away", [True, False])
-async def test_run_is_watched_while_its_record_is_tried_again(bench: Bench, is_away: bool) -> None:
+class OutOfSight(InMemoryRunner):
+    """A runner that can watch no run."""
+
+    async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
+        raise InfrastructureError("out of sight")
+
+
+async def test_run_that_cannot_be_watched_is_not_recorded_once_its_item_waits_again(bench: Bench) -> None:
     bench.plays(Script(seconds=60))
-    (item,) = await bench.add(timeout=0.2)
-    tried: list[str] = []
+    (item,) = await bench.add(retries={"max": 1, "on": ["crashed"], "delay": 3600})
+    failures = [ServerFailedError("500"), ServerFailedError("500")]
 
     async def fail(method: str) -> None:
-        if method == "record_infrastructure" and bench.machine.running:
-            tried.append(method)
-            raise ServerUnavailableError("away") if is_away else ServerFailedError("500")
+        if method == "record_infrastructure" and failures:
+            raise failures.pop()
 
     bench.server.before_call = fail
-    await bench.agent().loop(until_empty=True)
-    assert (await bench.read(item.id)).state_type is StateType.FAILED
-    assert tried
+    settings = {"name": "box", "queues": [QUEUE], "home": bench.folder, "poll_seconds": 0.05}
+    runner = OutOfSight(bench.folder, bench.machine)
+    async with bench.running(LaunchAgent(bench.api, settings, runners={RESOURCE: runner})):
+        found = await bench.until_state(item, ItemState.AWAITING_RETRY)
+        await bench.until_nothing_runs()
+    assert found.infrastructure_pid is None
+    assert (await bench.read(item.id)).infrastructure_pid is None
 
 
 async def test_item_that_ends_by_itself_while_it_is_cancelled_is_cancelled(bench: Bench) -> None:

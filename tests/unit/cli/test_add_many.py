@@ -46,6 +46,9 @@ def test_list_that_is_empty_adds_nothing_and_says_so(api: InMemoryApi, tmp_path:
     file.write_text("[]")
     assert add(file).output == f"Nothing to add: the list in {file} is empty.\n"
     assert json.loads(add(file, "--json").output)["added"] == 0
+    empty = tmp_path / "runs.yaml"
+    empty.write_text("# none yet\n")
+    assert add(empty).output == f"Nothing to add: the list in {empty} is empty.\n"
 
 
 def test_entry_that_is_refused_is_named(api: InMemoryApi, tmp_path: Path) -> None:
@@ -54,6 +57,8 @@ def test_entry_that_is_refused_is_named(api: InMemoryApi, tmp_path: Path) -> Non
     assert str(add(file).exception).startswith("Spec 2 of 2: ")
     file.write_text('{"priority": "high"}\n{"priority"}\n')
     assert str(add(file).exception).startswith(f"Line 2 of the file '{file}' of --many is no JSON: ")
+    file.write_text('{"priority": "high"}\n3\n')
+    assert "must hold a list of mappings, and its entry 2 is int '3'." in str(add(file).exception)
     assert items(api) == []
 
 

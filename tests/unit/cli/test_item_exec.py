@@ -73,7 +73,7 @@ def test_item_that_runs_and_is_not_recorded_is_refused_by_that(api: InMemoryApi,
     run = add(api)
     move(api, run, State.of(ItemState.CLAIMED), State.of(ItemState.RUNNING))
 
-    assert "is running: no command can be run inside it: what it runs in is not on record." in refusal("shell", "mine")
+    assert "no command can be run inside it: what it runs in is not on record yet" in refusal("shell", "mine")
 
 
 def test_item_that_has_ended_is_refused_by_its_state(api: InMemoryApi, refusal: Refusal) -> None:

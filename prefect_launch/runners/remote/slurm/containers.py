@@ -28,8 +28,9 @@ def check_has_program(image: str, options: Mapping[str, Any]) -> None:
     """
     if "container" not in options:
         raise SpecError(
-            f"The queue does not say what runs the image {image!r} on the nodes of its Slurm cluster. Its owner sets"
-            " resource_args.slurm.container to apptainer, singularity or pyxis; or make the job from code."
+            f"Nothing says what runs the image {image!r} on the nodes of the Slurm cluster. A queue's owner sets"
+            " resource_args.slurm.container to apptainer, singularity or pyxis: use such a queue, or make the job from"
+            " code."
         )
 
 

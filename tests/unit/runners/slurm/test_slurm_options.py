@@ -227,7 +227,7 @@ def test_image_is_refused_at_a_queue_that_does_not_say_what_runs_it(job_api: InM
     asks: list[dict[str, Any]] = [{"docker_image": "a:1"}, {"job": "based"}]
     for asked in asks:
         with pytest.raises(
-            SpecError, match=r"what runs the image 'a:1'.*Its owner sets resource_args\.slurm\.container"
+            SpecError, match=r"what runs the image 'a:1'.*A queue's owner sets resource_args\.slurm\.container"
         ):
             launch_add(queue_name="bare", **asked)
         assert launch_add(queue_name="later", **asked).queue_name == "later"
