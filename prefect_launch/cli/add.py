@@ -166,9 +166,9 @@ def add_many_to_queue(api: Api, options: LaunchOptions, path: Path, *, as_json: 
 
             runs = launch_add_many(specs, queue, run_id=name, progress=note, api=api)
     except KeyboardInterrupt:
-        known = f"At least {there[-1]:,} are" if there and there[-1] else "Some may be"
-        of = counted(len(specs), "item")
-        typer.echo(f"Stopped. {known} on the queue {queue}, of {of}. The same command adds the rest.", err=True)
+        made, of = there[-1] if there else 0, counted(len(specs), "item")
+        many = f"At least {made:,} of {of} are" if made else f"Some of the {of} may be"
+        typer.echo(f"Stopped. {many} on the queue {queue}. The same command adds the rest.", err=True)
         raise
     before = there[0] if there else 0
     if as_json:

@@ -243,12 +243,19 @@ class Rest:
 
         Raises:
             SpecError: when the server refuses what was sent, with its reason.
+            ServerFailedError: when the answer is no JSON.
         """
         response = await self.call(method, path, **kwargs)
         if response.status_code == _GONE:
             return None
         raise_refusal(response)
-        return response.json() if response.content else {}
+        try:
+            return response.json() if response.content else {}
+        except ValueError as error:
+            raise ServerFailedError(
+                f"The answer to {method} {path} is no JSON ({error}): does something between here and the Prefect"
+                f" server answer in its place? It begins with {response.text[:100]!r}."
+            ) from None
 
 
 class Calls:

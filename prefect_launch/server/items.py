@@ -59,7 +59,7 @@ _LOCKED: Final = re.compile(r"\(sqlite3\.OperationalError\) database is locked")
 #: transaction, which ends with the error. A timeout has no text.
 _UNDONE: Final = re.compile(
     r"\(sqlalchemy\.dialects\.postgresql\.asyncpg\.\w+\) <class 'asyncpg\.exceptions\.(?:_base\.)?"
-    r"(?:AdminShutdown|ConnectionDoesNotExist|DeadlockDetected|InFailedSQLTransaction|Interface|LockNotAvailable"
+    r"(?:AdminShutdown|CrashShutdown|ConnectionDoesNotExist|DeadlockDetected|InFailedSQLTransaction|Interface|LockNotAvailable"
     r"|QueryCanceled)Error'>"
     r"|QueuePool limit of size"
     r"|Can't operate on closed transaction"
@@ -112,13 +112,13 @@ class ItemCalls(Calls):
             raise SpecError(f"The deployment {deployment_id} is gone: was the queue deleted meanwhile?")
         made: dict[int, UUID] = {}
         errors: list[str] = []
-        for index, result in enumerate(answer["results"]):
+        for index, (draft, result) in enumerate(zip(drafts, answer["results"], strict=True)):
             if result.get("flow_run_id"):
                 made[index] = UUID(result["flow_run_id"])
                 continue
             error = result.get("error") or ""
             if not (_LOCKED.match(error) or _UNDONE.match(error)):
-                raise SpecError(f"The Prefect server refuses item {drafts[index].name!r}: {error}")
+                raise SpecError(f"The Prefect server refuses item {draft.name!r}: {error}")
             errors.append(error)
         why = clause(errors[0].partition("\n")[0]) or "timeout" if errors else ""
         return ({} if any(map(_UNDONE.match, errors)) else made), why

@@ -66,7 +66,7 @@ def test_command_that_ctrl_c_stops_tells_how_many_items_are_there_and_goes_on_wi
             time.sleep(0.02)
         adding.send_signal(signal.SIGINT)
         _, said = adding.communicate(timeout=60)
-    told = re.fullmatch(rf"Stopped\. At least (\d+) are on the queue {queue}, of 500 items\. The same .*\n", said)
+    told = re.fullmatch(rf"Stopped\. At least (\d+) of 500 items are on the queue {queue}\. The same .*\n", said)
     assert (adding.returncode, bool(told)) == (130, True), said
 
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)

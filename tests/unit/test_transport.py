@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import anyio
 import httpx
@@ -14,11 +15,14 @@ import pytest
 from anyio.abc import SocketStream
 from prefect.settings import PREFECT_API_TLS_INSECURE_SKIP_VERIFY, temporary_settings
 
-from prefect_launch.errors import AnswerLostError, OperatorError, ServerUnavailableError
+from prefect_launch.errors import AnswerLostError, OperatorError, ServerFailedError, ServerUnavailableError
 from prefect_launch.server.client import _tls
-from prefect_launch.server.http import ServerTransport
+from prefect_launch.server.http import Rest, ServerTransport
 from tests.support.ports import free_port
 from tests.support.virtual_time import virtual_time
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
 
 #: Answers one request (its method and path) with a status, or by `None`: the connection is cut.
 Answer = Callable[[str], Awaitable[int | None]]
@@ -285,3 +289,10 @@ def test_certificates_are_loaded_once_for_all_connections_of_a_process() -> None
     with temporary_settings({PREFECT_API_TLS_INSECURE_SKIP_VERIFY: True}):
         assert _tls().verify_mode is ssl.CERT_NONE
     assert _tls().verify_mode is ssl.CERT_REQUIRED
+
+
+async def test_page_of_a_proxy_in_the_place_of_an_answer_is_a_failure_that_shows_it() -> None:
+    page = httpx.MockTransport(lambda request: httpx.Response(200, html="<html>Sign in</html>"))
+    async with httpx.AsyncClient(base_url="http://prefect.example", transport=page) as client:
+        with pytest.raises(ServerFailedError, match=r"PATCH /flow_runs/1 is no JSON .* begins with '<html>Sign in<"):
+            await Rest(cast("PrefectClient", client)).get("PATCH", "/flow_runs/1", json={})

@@ -169,15 +169,23 @@ async def _put_back(
     return outcome.model_copy(update={"state": target, "message": message})
 
 
+#: Tries to take a run off the record, of a server that is there.
+_FORGET_TRIES: Final = 3
+
+
 async def _forget_run(server: Server, item: Item) -> None:
     """Take the run of an item off its record: with it, the server would let an agent end an item that is cancelled.
 
-    So a record that stays costs a wait, and no end or retry of the item.
+    A record that stays costs such an item a wait. So a server that is away is waited for, and one that is there and
+    does not do it is not asked for ever.
     """
-    try:
-        await retry_until_available(f"forget the run of {item.id}", lambda: server.record_infrastructure(item.id, None))
-    except LaunchError as error:
-        log.warning("%s not-forgotten %s", item.id, error)
+    for _ in range(_FORGET_TRIES):
+        try:
+            await server.record_infrastructure(item.id, None)
+            return
+        except LaunchError as error:
+            log.warning("%s not-forgotten %s", item.id, error)
+        await retry_until_available(f"show {item.id}", lambda: server.read_item(item.id))
 
 
 async def _set_end(

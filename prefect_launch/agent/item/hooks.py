@@ -31,7 +31,7 @@ from prefect_launch.core.filesystem import remove_tree
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.core.units import format_duration
-from prefect_launch.errors import LaunchError, clause
+from prefect_launch.errors import LaunchError
 from prefect_launch.planning.image_pinning import digest_in
 from prefect_launch.queues.sent_back import sent_back_for
 from prefect_launch.queues.transitions import retry_until_available
@@ -60,7 +60,7 @@ class RecordRun(Hook):
     def __init__(self, attempt: Attempt) -> None:
         super().__init__(attempt)
         self._ended = asyncio.Event()
-        self._fault: str | None = "no answer in time"
+        self._fails = False
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
@@ -74,20 +74,21 @@ class RecordRun(Hook):
             self._ended.set()
             with anyio.move_on_after(_RECORD_LEFT_SECONDS):
                 await beside.done()
-        if self._fault is not None:
-            attempt.warnings.append(f"What it runs in could not be recorded ({self._fault}).")
+        if self._fails:
+            attempt.warnings.append("The server did not record what it runs in; the agent's log says why.")
 
     async def _record(self) -> None:
         """Record it; try again until the run has ended."""
-        pauses = Backoff(_RECORD_FIRST_SECONDS, _RECORD_PAUSE_SECONDS)
+        pauses, level = Backoff(_RECORD_FIRST_SECONDS, _RECORD_PAUSE_SECONDS), logging.WARNING
         while not self._ended.is_set():
+            self._fails = True
             try:
                 await self.attempt.record_run()
             except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on
-                log.warning("%s not-recorded %r", self.attempt.item.id, error)
-                self._fault = clause(error)
+                log.log(level, "%s not-recorded %r", self.attempt.item.id, error)
+                level = logging.DEBUG
             else:
-                self._fault = None
+                self._fails = False
                 return
             with anyio.move_on_after(pauses.next()):
                 await self._ended.wait()
@@ -318,8 +319,8 @@ HOOKS: Final[tuple[Callable[[Attempt], Hook], ...]] = (
     WarnOfOtherImage,
     Stopping,
     TellWaitingParts,
-    RecordRun,
     ShipLog,
+    RecordRun,  # After the log: as the first to leave, it keeps no other write to the server waiting.
     KeepOutputs,
     CollectMetrics,
     MeasureUsage,

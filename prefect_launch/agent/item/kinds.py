@@ -114,7 +114,7 @@ class ReadSweepEnd(Hook):
 class SchedulerKind(ItemKind):
     """Items that are sweeps: their run is the sweep's scheduler."""
 
-    hooks = (ReadSweepEnd, Stopping, RecordRun, ShipLog)
+    hooks = (ReadSweepEnd, Stopping, ShipLog, RecordRun)
 
     async def plan(self, attempt: Attempt, queue: CachedQueue, labels: dict[str, str]) -> RunPlan:
         item, config = attempt.item, attempt.context.config
