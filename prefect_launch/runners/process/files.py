@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import signal
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,11 @@ log = logging.getLogger(__name__)
 
 #: The variable of a job's environment that marks its processes.
 _MARK: Final = f"{OUTPUT_DIR_VARIABLE}="
+#: So many looks in a row, with such pauses, find nothing of a job that is gone.
+_LOOKS: Final = 2
+_LOOK_SECONDS: Final = 0.02
+#: What was killed and is still there then hangs in the kernel.
+_KILL_SECONDS: Final = 5.0
 
 
 class RunFolder:
@@ -101,8 +107,20 @@ class RunFolder:
         return self.kill_marked()
 
     def kill_marked(self) -> list[int]:
-        """Kill the processes whose environment says that they are of this run; return their ids."""
-        return _kill({pid for pid, _ in supervisor.marked(os.fsencode(self.mark))})
+        """Kill the processes whose environment says that they are of this run; return their ids. Blocks.
+
+        One that is just starting a program shows no environment, and one may be forked behind the look: so it looks
+        until nothing was found twice, or what was killed does not go.
+        """
+        killed: set[int] = set()
+        unseen, give_up = 0, time.monotonic() + _KILL_SECONDS
+        while unseen < _LOOKS and time.monotonic() < give_up:
+            found = {pid for pid, _ in supervisor.marked(os.fsencode(self.mark))}
+            _kill(found)
+            killed |= found
+            unseen = 0 if found else unseen + 1
+            time.sleep(_LOOK_SECONDS)
+        return sorted(killed)
 
     @property
     def mark(self) -> str:

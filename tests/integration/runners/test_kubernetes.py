@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -242,7 +243,9 @@ async def test_job_that_somebody_deletes_by_hand_is_reported_as_such(world: Kube
     end = await asyncio.wait_for(watching, LIMIT_SECONDS)
     assert (end.stopped, end.succeeded) == (False, False)
     assert f"somebody else deleted the Job {plan.name!r}" in end.describe()
-    assert plan.log_path.read_bytes() == b"here\n"
+    # The node may have removed the container before it was asked for the rest, and says so.
+    gone = rb"\[prefect-launch\] the node says of this log: .*No such container.*\n"
+    assert re.fullmatch(rb"here\n(%s)?" % gone, plan.log_path.read_bytes())
 
 
 async def test_job_that_has_the_name_of_another_is_left_alone(world: KubernetesWorld) -> None:
