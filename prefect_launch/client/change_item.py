@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 #: The longest that a change holds an item: an agent takes one that is held for longer than this for abandoned.
 HOLD_SECONDS: Final = 20.0
 _RELEASE_SECONDS: Final = 20.0
+_MOMENT: Final = timedelta(microseconds=1)
 #: Labels that the server sets by itself.
 _OF_SERVER: Final = "prefect."
 
@@ -174,8 +176,8 @@ async def _held(server: Server, item: Item, who: str) -> AsyncIterator[Item]:
             held = await claim(server, item, holder=Changer(who))
             if held is None:
                 raise LaunchError(
-                    f"Item {name_and_id(item)} was not changed: an agent has taken it at this moment, or it was"
-                    f" cancelled. 'prefect-launch item show {short_id(item.id)}' shows it."
+                    f"Item {name_and_id(item)} was not changed: an agent has taken it at this moment, or another"
+                    f" change, or it was cancelled. 'prefect-launch item show {short_id(item.id)}' shows it."
                 )
             yield held
     except TimeoutError:
@@ -196,9 +198,15 @@ async def _release(server: Server, was: Item, held: Item) -> None:
         return
     if now.state.transition_id == held.state.transition_id:
         once = transition_id_for(held, "changed")
-        verdict = await server.propose(held.id, _waiting_state(was), transition_id=once)
+        verdict = await server.propose(held.id, _waiting_state(_changed(was)), transition_id=once)
         now = now.model_copy(update={"state_type": verdict.state.type if verdict.state else None})
     await finish_cancelling(server, now)
+
+
+def _changed(was: Item) -> Item:
+    """Return an item that is due a microsecond later: by that, a claim from an older poll shows that it has changed."""
+    due = was.next_scheduled_start_time
+    return was if due is None else was.model_copy(update={"next_scheduled_start_time": due + _MOMENT})
 
 
 async def _end_as_moved(server: Server, held: Item, why: str) -> None:

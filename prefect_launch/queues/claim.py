@@ -2,9 +2,16 @@
 
 If two agents propose `Pending` for a *waiting* item, one wins. But the server also lets an item that has *ended* become
 `Pending`, so an agent with an old poll result would run it again. Therefore: propose exactly `Pending`, with a
-transition id, never by force. Then read the item, and check whether it has ended since the poll (it ran once more, or
-ended before it ran). If it has, restore its final state, and drop it. The server applies a queue's limits at the poll,
-not at the claim. So count the active items after a claim, and release the item when there are too many.
+transition id, never by force. Then see what the claim was made from:
+
+- Most items wait as they were made: they have never run, and were due at once. For those, propose no time. The server
+  copies the time of the state that the claim is made from into the claim, in the same transaction, and none from an end
+  (Prefect's rule `CopyScheduledTime`). So its answer says whether the item still waits as it was polled.
+- For the others, propose a time: the server's clock would hold up the start of an item that is due by the agent's. Then
+  read the item, and check whether it has ended since the poll (it ran once more, or ended before it ran).
+
+Restore the final state of an item that has ended, and drop it. The server applies a queue's limits at the poll, not at
+the claim. So count the active items after a claim, and release the item when there are too many.
 """
 
 from __future__ import annotations
@@ -14,6 +21,7 @@ from datetime import datetime
 from typing import Final, Protocol
 from uuid import UUID, uuid4
 
+from prefect_launch.core.clock import now
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.errors import ItemGoneError
 from prefect_launch.queues.transitions import retry_until_available, transition_id_for
@@ -24,6 +32,8 @@ log = logging.getLogger(__name__)
 
 #: The states that the limits of queues count.
 COUNTED: Final = (StateType.PENDING, StateType.RUNNING)
+#: A claim that was asked for longer ago may have been taken back since.
+_NEWS_SECONDS: Final = 10.0
 #: In the data of a claim's state: who holds an item that waits for a moment, to change it.
 CHANGE: Final = "launch_change"
 
@@ -46,11 +56,9 @@ async def claim(server: Server, polled: Item, *, holder: Claimant) -> Item | Non
     Returns:
         The item as it is now; `None` when it is not ours.
     """
-    token = uuid4()
+    token, asked_at = uuid4(), now()
     wanted = holder.claimed_state()
-    if polled.created is not None:
-        # Set scheduled_time explicitly: otherwise Prefect copies it from the Scheduled state, and with clock skew
-        # rejects Running.
+    if not _waits_as_made(polled) and polled.created is not None:
         wanted = wanted.model_copy(update={"state_details": {"scheduled_time": polled.created.isoformat()}})
     try:
         # A claim whose answer was lost may have been made: it is asked for until it is known, under the same token.
@@ -63,6 +71,49 @@ async def claim(server: Server, polled: Item, *, holder: Claimant) -> Item | Non
     if not (verdict.accepted or _is_own_repeat(verdict, token)):
         log.debug("%s lost %s", polled.id, verdict.reason)
         return None
+    is_news = now() - asked_at < _NEWS_SECONDS
+    if is_news and _waits_as_made(polled) and verdict.state is not None:
+        current = await _judge_by_answer(server, polled, verdict.state)
+    else:
+        current = await _judge_by_reading(server, polled, token)
+    if current is not None:
+        log.info("%s claimed %s", polled.id, polled.name)
+    return current
+
+
+def _waits_as_made(polled: Item) -> bool:
+    """Whether an item has never run or ended, and was due when it was made: so it is due by the server's clock too."""
+    due = polled.next_scheduled_start_time
+    is_new = polled.run_count == 0 and polled.start_time is None
+    return is_new and due is not None and polled.created is not None and due <= polled.created
+
+
+async def _judge_by_answer(server: Server, polled: Item, claimed: State) -> Item | None:
+    """Return a claimed item if its claim was made from the state in which it was polled."""
+    current = polled.model_copy(
+        update={
+            "state": claimed,
+            "state_type": claimed.type,
+            "state_name": claimed.name,
+            "next_scheduled_start_time": None,
+        }
+    )
+    made_from = claimed.scheduled_time
+    if made_from == polled.next_scheduled_start_time:
+        return current
+    if made_from is None:
+        await retry_until_available(f"restore {polled.id}", lambda: restore_final_state(server, current))
+    else:
+        # It was changed or put back: the next poll shows it as it is.
+        why = "Claimed from an old poll result."
+        await retry_until_available(
+            f"take {polled.id} back", lambda: release_claim(server, current, why, due=made_from)
+        )
+    return None
+
+
+async def _judge_by_reading(server: Server, polled: Item, token: UUID) -> Item | None:
+    """Return a claimed item as it is now, unless it has ended since the poll or was asked to stop."""
     current = await retry_until_available(f"read {polled.id}", lambda: server.read_item(polled.id))
     if current is None:
         return None
@@ -72,7 +123,6 @@ async def claim(server: Server, polled: Item, *, holder: Claimant) -> Item | Non
     if current.state is None or current.state.transition_id != str(token):
         await finish_cancelling(server, current)
         return None
-    log.info("%s claimed %s", polled.id, polled.name)
     return current
 
 

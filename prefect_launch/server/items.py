@@ -175,7 +175,11 @@ class ItemCalls(Calls):
             body["work_queue_names"] = list(queues)
         path = f"/work_pools/{quote(pool, safe='')}/get_scheduled_flow_runs"
         found = await self._rest.get("POST", path, json=body)
-        return [await self._with_flow(Item.model_validate(entry["flow_run"])) for entry in found or ()]
+        polled = [
+            {**entry["flow_run"], "work_pool_id": entry["work_pool_id"], "work_pool_name": pool}
+            for entry in found or ()
+        ]
+        return [await self._with_flow(Item.model_validate(item)) for item in polled]
 
     async def record_infrastructure(self, item_id: UUID, handle: str | None) -> None:
         await self._rest.get("PATCH", f"/flow_runs/{item_id}", json={"infrastructure_pid": handle})

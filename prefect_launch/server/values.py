@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple, TypedDict
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.core.validation import ServerText
@@ -34,6 +34,8 @@ MOVED: Final = "Moved"
 #: No item is due later: what is due by then is all that waits.
 END_OF_TIME: Final = datetime(9000, 1, 1, tzinfo=timezone.utc)
 
+_TIME: Final = TypeAdapter(datetime)
+
 
 class _Value(BaseModel):
     # A NaN must not become null on its way: it is refused.
@@ -55,6 +57,12 @@ class State(_Value):
         """The id under which it was proposed, if any."""
         found = self.state_details.get("transition_id")
         return None if found is None else str(found)
+
+    @property
+    def scheduled_time(self) -> datetime | None:
+        """The time for which it was scheduled, or the state that a claim was made from; None: for none."""
+        found = self.state_details.get("scheduled_time")
+        return None if found is None else _TIME.validate_python(found)
 
     @classmethod
     def of(cls, state: ItemState, message: str | None = None) -> State:

@@ -113,6 +113,8 @@ class InMemoryItems(Calls):
         there = self._find(kept.flow, draft.idempotency_key)
         if there is not None:
             return there.item
+        sent = draft.state.model_dump(include={"type", "name", "message", "state_details"})
+        first = _due_when_read(State.model_validate(sent), self._store.now())
         deployment = kept.deployment
         pool = self._store.pools[deployment.work_pool_name or ""]
         queue = _queue_of(pool, draft.work_queue_name)
@@ -128,13 +130,13 @@ class InMemoryItems(Calls):
             idempotency_key=draft.idempotency_key,
             tags=tuple(sorted({*deployment.tags, *draft.tags})),
             labels=labels,
+            work_pool_id=pool.pool.id,
             work_pool_name=pool.pool.name,
             work_queue_name=queue.name,
             work_queue_id=queue.id,
         )
         stored = self._store.items[item.id] = StoredItem(item, kept.flow)
-        first = draft.state.model_dump(include={"type", "name", "message", "state_details"})
-        self._enter_state(stored, State.model_validate(first))
+        self._enter_state(stored, first)
         return stored.item
 
     def _fault(self, kept: StoredDeployment, draft: ItemDraft) -> str | None:
@@ -232,7 +234,7 @@ class InMemoryItems(Calls):
         for queue in sorted(stored.queues.values(), key=lambda queue: queue.priority or 0):
             if not queue.is_paused and (not queues or queue.name in queues):
                 due.extend(_due([item for item in inside if item.work_queue_id == queue.id], queue, after, before))
-        return [item.model_copy(update={"state": None, "work_pool_name": None}) for item in due[:free]]
+        return [item.model_copy(update={"state": None}) for item in due[:free]]
 
     # --- moving and marking ---
 
@@ -259,7 +261,8 @@ class InMemoryItems(Calls):
     def detach(self, item_id: UUID) -> None:
         """Make an item a flow run that no deployment has made: such as a process makes and runs by itself."""
         with self._store.lock:
-            self._change(item_id, deployment_id=None, work_pool_name=None, work_queue_name=None, work_queue_id=None)
+            of_pool = dict.fromkeys(("work_pool_id", "work_pool_name", "work_queue_name", "work_queue_id"))
+            self._change(item_id, deployment_id=None, **of_pool)
 
     def _change(self, item_id: UUID, **changes: Any) -> None:
         stored = self._store.items.get(item_id)
@@ -410,9 +413,8 @@ def entered(item: Item, state: State, history: Collection[State], now: datetime)
     taken = {past.timestamp for past in history}
     while stamp in taken:
         stamp += _MICROSECOND
+    state = _due_when_read(state, stamp)
     details = {**state.state_details, "flow_run_id": str(item.id)}
-    if state.type is StateType.SCHEDULED and not details.get("scheduled_time"):
-        details["scheduled_time"] = stamp.isoformat()
     state = state.model_copy(update={"timestamp": stamp, "state_details": details})
     changes: dict[str, Any] = {"state": state, "state_type": state.type, "state_name": state.name}
     changes.update(_times(item, state, stamp))
@@ -422,7 +424,7 @@ def entered(item: Item, state: State, history: Collection[State], now: datetime)
 
 
 def _times(item: Item, state: State, stamp: datetime) -> dict[str, Any]:
-    due = _scheduled_time(state)
+    due = state.scheduled_time
     waits = state.type is StateType.SCHEDULED
     changes: dict[str, Any] = {"next_scheduled_start_time": due if waits else None}
     if item.expected_start_time is None:
@@ -439,9 +441,11 @@ def _times(item: Item, state: State, stamp: datetime) -> dict[str, Any]:
     return changes
 
 
-def _scheduled_time(state: State) -> datetime | None:
-    text = state.state_details.get("scheduled_time")
-    return _time(text) if text else None
+def _due_when_read(state: State, now: datetime) -> State:
+    """Give a waiting state that names no time the moment at which the server reads it: it is due at once."""
+    if state.type is not StateType.SCHEDULED or state.state_details.get("scheduled_time"):
+        return state
+    return state.model_copy(update={"state_details": {**state.state_details, "scheduled_time": now.isoformat()}})
 
 
 def _time(text: object) -> datetime:
@@ -546,7 +550,7 @@ def _cannot_resume(item: Item, current: State, proposed: State, now: datetime) -
 def _is_too_early(item: Item, current: State, proposed: State, now: datetime) -> Ruling | None:
     if proposed.type is not StateType.RUNNING or current.type not in (StateType.SCHEDULED, StateType.PENDING):
         return None
-    due = _scheduled_time(current)
+    due = current.scheduled_time
     delay = 0.0 if due is None else (due - now).total_seconds()
     if delay < 0.5:  # the server rounds to seconds
         return None

@@ -99,7 +99,8 @@ class InMemoryPools(Calls):
                 kept.deployment = kept.deployment.model_copy(update={"work_pool_name": None})
         for item in self._store.items.values():
             if item.item.work_pool_name == name:
-                item.item = item.item.model_copy(update={"work_pool_name": None, "work_queue_id": None})
+                gone = dict.fromkeys(("work_pool_id", "work_pool_name", "work_queue_id"))
+                item.item = item.item.model_copy(update=gone)
         return True
 
     def _shown(self, stored: StoredPool) -> Pool:

@@ -15,7 +15,7 @@ from prefect_launch.errors import InternalError
 from prefect_launch.queues.claim import claim
 from prefect_launch.queues.presence import Holder
 from prefect_launch.server.values import Answer, State, Verdict
-from tests.contract.server_place import Place
+from tests.contract.server_place import Place, soon
 from tests.support.bench import holder_called
 
 CLAIM = State.of(ItemState.CLAIMED)
@@ -88,6 +88,36 @@ class MoveContract:
             for _ in range(8):
                 agents.start_soon(claim)
         assert sum(verdict.accepted for verdict in verdicts) == 1
+
+    async def test_claim_has_the_time_of_the_state_that_it_was_made_from(self, place: Place) -> None:
+        item = await place.add()
+        first = (await place.read(item)).next_scheduled_start_time
+        assert item.created is not None
+        assert first is not None
+        assert first <= item.created
+        made = await place.server.propose(item.id, CLAIM)
+        assert (made.accepted, made.state and made.state.scheduled_time) == (True, first)
+        due = first + timedelta(microseconds=1)
+        later = State.of(ItemState.QUEUED).model_copy(update={"state_details": {"scheduled_time": due.isoformat()}})
+        await place.server.propose(item.id, later)
+        made = await place.server.propose(item.id, CLAIM)
+        assert (made.accepted, made.state and made.state.scheduled_time) == (True, due)
+
+    @pytest.mark.parametrize("end", [ItemState.COMPLETED, ItemState.FAILED, ItemState.CRASHED])
+    @pytest.mark.parametrize("before", [(), (ItemState.RUNNING,)])
+    async def test_claim_of_an_item_that_has_ended_has_no_time(
+        self, place: Place, before: tuple[ItemState, ...], end: ItemState
+    ) -> None:
+        item = await place.add()
+        await place.move(item, ItemState.CLAIMED, *before, end)
+        made = await place.server.propose(item.id, CLAIM)
+        assert (made.accepted, made.state and made.state.scheduled_time) == (True, None)
+
+    async def test_item_is_known_from_its_poll_and_its_claim_as_it_would_be_read(self, place: Place) -> None:
+        await place.add(labels={"owner": "me"})
+        (polled,) = await place.server.poll(place.pool, limit=1, before=soon())
+        claimed = await claim(place.server, polled, holder=holder_called("box"))
+        assert claimed == await place.read(polled)
 
     @pytest.mark.parametrize("moved", [(), (ItemState.RUNNING,)])
     async def test_item_that_is_put_back_for_a_retry_waits_for_its_time(

@@ -26,8 +26,9 @@ from uuid import UUID, uuid4
 import anyio
 
 from prefect_launch.agent.context import AgentContext
-from prefect_launch.agent.item.running_items import RunningItem, now
+from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.core.cancellation import finished
+from prefect_launch.core.clock import now
 from prefect_launch.core.file_lock import locked, locked_if_free
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.core.supervision import unless_away

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,17 +17,13 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from prefect_launch.agent.item.outcome import Outcome
+from prefect_launch.core.clock import now
 from prefect_launch.core.racing import racing
 from prefect_launch.core.states import ItemState
 from prefect_launch.runners.base import Phase, Runner, RunPlan
 from prefect_launch.server.values import Item, State
 
 log = logging.getLogger(__name__)
-
-
-def now() -> float:
-    """Return seconds on a monotonic clock that also counts while the machine sleeps, if it has one."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
 
 
 @dataclass

@@ -79,11 +79,11 @@ def _more(one: Mapping[str, int], several: Mapping[str, int]) -> dict[str, int]:
     return {name: count for name, count in grown.items() if count}
 
 
-async def test_silent_item_costs_the_server_four_writes_and_one_read(tmp_path: Path) -> None:
+async def test_silent_item_costs_the_server_four_writes_and_no_read(tmp_path: Path) -> None:
     one = await _calls_of_server(Bench(tmp_path / "one"), 1)
     four = await _calls_of_server(Bench(tmp_path / "four"), 4)
     # Pending, Running and its end are proposed.
-    assert _more(one, four) == {"propose": 3 * 3, "record_infrastructure": 3, "read_item": 3}
+    assert _more(one, four) == {"propose": 3 * 3, "record_infrastructure": 3}
 
 
 async def test_busy_agent_polls_far_less_than_once_for_an_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ async def test_item_that_prints_costs_one_write_more_for_all_its_lines(tmp_path:
     calls = {count: await _calls_of_server(bench, count) for count, bench in benches.items()}
     more = _more(calls[1], calls[4])
     assert more.pop("write_logs") == 3
-    assert more == {"propose": 3 * 3, "record_infrastructure": 3, "read_item": 3}
+    assert more == {"propose": 3 * 3, "record_infrastructure": 3}
 
 
 @pytest.mark.parametrize(

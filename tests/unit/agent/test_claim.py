@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 
+from prefect_launch.client.launch_add import alaunch_add_many
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ServerUnavailableError
 from prefect_launch.queues.claim import claim, is_over_limit, release_claim, undo_claim
-from prefect_launch.server.values import State
+from prefect_launch.server.values import Item, State
+from prefect_launch.testing import Script
 from tests.support.bench import QUEUE, Bench, holder_called
 
 ENDS = (ItemState.COMPLETED, ItemState.FAILED, ItemState.CRASHED)
@@ -69,8 +72,39 @@ async def test_given_back_item_is_claimed_from_an_old_poll_too(bench: Bench) -> 
     (polled,) = await bench.poll()
     first = await claim(bench.server, polled, holder=holder_called("box-1"))
     assert first is not None
-    await release_claim(bench.server, first, "not now")
+    await release_claim(bench.server, first, "not now", due=polled.next_scheduled_start_time)
     assert await claim(bench.server, polled, holder=holder_called("box-2")) is not None
+
+
+@pytest.mark.parametrize("runs", [(), (ItemState.RUNNING,)])
+async def test_item_that_was_put_back_for_another_time_is_claimed_from_a_new_poll_alone(
+    bench: Bench, runs: tuple[ItemState, ...]
+) -> None:
+    await bench.add()
+    (polled,) = await bench.poll()
+    assert polled.next_scheduled_start_time is not None
+    await bench.move(polled, ItemState.CLAIMED, *runs)
+    due = polled.next_scheduled_start_time + timedelta(seconds=1)
+    later = State.of(ItemState.QUEUED).model_copy(update={"state_details": {"scheduled_time": due.isoformat()}})
+    await bench.server.propose(polled.id, later)
+    assert await claim(bench.server, polled, holder=holder_called("box-1")) is None
+    now = await bench.read(polled.id)
+    assert (now.state_type, now.next_scheduled_start_time) == (StateType.SCHEDULED, due)
+    claimed = await claim(bench.server, now, holder=holder_called("box-1"))
+    assert claimed is not None
+    assert claimed.run_count == len(runs)
+
+
+async def test_item_that_was_changed_since_the_poll_is_claimed_as_changed(bench: Bench) -> None:
+    spec = {"docker": {"docker_image": "busybox:1"}, "overrides": {"run_config": {"lr": 1}}}
+    (run,) = await alaunch_add_many([spec], QUEUE, api=bench.api)
+    (polled,) = await bench.poll()
+    await asyncio.to_thread(run.edit, {"lr": 2})
+    assert await claim(bench.server, polled, holder=holder_called("box-1")) is None
+    (polled,) = await bench.poll()
+    mine = await claim(bench.server, polled, holder=holder_called("box-1"))
+    assert mine is not None
+    assert mine.parameters["overrides"]["run_config"] == {"lr": 2}
 
 
 async def test_end_that_is_put_back_keeps_its_message_and_data(bench: Bench) -> None:
@@ -102,8 +136,7 @@ async def test_claim_whose_answer_was_lost_counts_as_won(bench: Bench) -> None:
 
 
 async def test_server_that_goes_away_after_the_claim_is_waited_for(bench: Bench) -> None:
-    await bench.add()
-    (polled,) = await bench.poll()
+    polled = await _polled_after_a_run(bench)
 
     async def go_down_once(method: str) -> None:
         if method == "propose":
@@ -123,8 +156,7 @@ async def test_item_that_was_deleted_since_the_poll_is_lost(bench: Bench) -> Non
 
 
 async def test_item_cancelled_right_after_the_claim_ends_as_cancelled(bench: Bench) -> None:
-    await bench.add()
-    (polled,) = await bench.poll()
+    polled = await _polled_after_a_run(bench)
 
     async def cancel_before_the_read(method: str) -> None:
         if method == "read_item":
@@ -134,6 +166,35 @@ async def test_item_cancelled_right_after_the_claim_ends_as_cancelled(bench: Ben
     bench.server.before_call = cancel_before_the_read
     assert await claim(bench.server, polled, holder=holder_called("box-1")) is None
     assert (await bench.read(polled.id)).state_type is StateType.CANCELLED
+
+
+async def test_claim_that_took_long_is_read_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefect_launch.queues.claim._NEWS_SECONDS", 0.0)
+    await bench.add()
+    (polled,) = await bench.poll()
+
+    async def cancel_after_the_claim(method: str) -> None:
+        if method == "propose":
+            bench.server.after_call = None
+            await bench.move(polled, ItemState.CANCELLING)
+
+    bench.server.after_call = cancel_after_the_claim
+    assert await claim(bench.server, polled, holder=holder_called("box-1")) is None
+    assert (await bench.read(polled.id)).state_type is StateType.CANCELLED
+
+
+async def test_item_cancelled_as_it_is_claimed_ends_as_cancelled(bench: Bench) -> None:
+    bench.plays(Script(seconds=60))
+    (item,) = await bench.add()
+
+    async def cancel_after_the_claim(method: str) -> None:
+        if method == "propose":
+            bench.server.after_call = None
+            await bench.move(item, ItemState.CANCELLING)
+
+    bench.server.after_call = cancel_after_the_claim
+    await bench.agent(poll_seconds=30).loop(until_empty=True)
+    assert (await bench.read(item.id)).state_type is StateType.CANCELLED
 
 
 async def test_claim_over_the_queues_limit_is_seen(bench: Bench) -> None:
@@ -159,3 +220,11 @@ async def test_undone_claim_of_item_that_had_ended_gives_it_its_end(bench: Bench
     await undo_claim(bench.server, await bench.read(item.id), "lost")
     assert (await bench.read(item.id)).state_name == "Failed"
     assert await bench.server.count_items(pool=QUEUE, state_types=[StateType.SCHEDULED]) == 0
+
+
+async def _polled_after_a_run(bench: Bench) -> Item:
+    """Return an item that waits to run once more, as a poll shows it."""
+    (item,) = await bench.add()
+    await bench.move(item, ItemState.CLAIMED, ItemState.RUNNING, ItemState.FAILED, ItemState.QUEUED)
+    (polled,) = await bench.poll()
+    return polled
