@@ -88,6 +88,7 @@ class ContainerImages:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._backoff_until: dict[str, float] = {}
+        self._found: dict[str, NamedImage] = {}
 
     async def find(self, plan: RunPlan) -> NamedImage | None:
         """Return the image that a container of a plan is made of; None when the engine has none."""
@@ -97,13 +98,17 @@ class ContainerImages:
                 return NamedImage(name, image)
         return None
 
+    async def take(self, plan: RunPlan) -> NamedImage | None:
+        """Return what the look just before has found for a plan, once; else look."""
+        return self._found.pop(plan.name, None) or await self.find(plan)
+
     async def is_missing(self, plan: RunPlan) -> bool:
         """Whether something is to be pulled for a plan."""
-        found = await self.find(plan)
-        if found is None:
+        found, wanted = await self.find(plan), plan.resolved_image
+        if found is None or (wanted is not None and found.name != wanted and not self._backs_off(wanted)):
             return True
-        wanted = plan.resolved_image
-        return wanted is not None and found.name != wanted and not self._backs_off(wanted)
+        self._found[plan.name] = found
+        return False
 
     async def bring(self, plan: RunPlan, registry: Registry | None) -> None:
         """Pull what is missing.
@@ -270,7 +275,7 @@ class LocalContainerRunner(Runner):
 
     async def create(self, plan: RunPlan) -> str:
         self.check(plan)
-        found = await self._images.find(plan)
+        found = await self._images.take(plan)
         if found is None:
             raise InfrastructureError(
                 f"The image {plan.image!r} is not on this machine any more; it was there a moment ago. Try again."
