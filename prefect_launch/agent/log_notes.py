@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 #: The logger name under which they are shown.
 LOGGER: Final = "prefect_launch.agent"
+#: Records of an item's log that are looked through for one.
+_LOOKED_AT: Final = 200
 
 
 def log_note(
@@ -43,9 +45,23 @@ async def write_log_note(server: Server, item_id: UUID, message: str) -> None:
     await server.write_logs(item_id, [log_note(message)])
 
 
-async def note_for_people(server: Server, item_id: UUID, message: str) -> None:
-    """Write a line that no run depends on: a server that is away is waited for, a refusal goes to the agent's log."""
+async def note_for_people(server: Server, item_id: UUID, message: str, *, since: datetime | None = None) -> None:
+    """Write a line that no run depends on: a server that is away is waited for, a refusal goes to the agent's log.
+
+    Args:
+        server: an open connection.
+        item_id: of the item.
+        message: its secrets are masked.
+        since: when an agent before this one may first have written the same line; None: none has.
+    """
     try:
-        await retry_until_available(f"take the log of {item_id}", lambda: write_log_note(server, item_id, message))
+        await retry_until_available(f"take the log of {item_id}", lambda: _note_once(server, item_id, message, since))
     except LaunchError as error:
         log.warning("%s note-not-written %s: %s", item_id, message, error)
+
+
+async def _note_once(server: Server, item_id: UUID, message: str, since: datetime | None) -> None:
+    """Write a line to an item's log, unless the agent before this one has."""
+    found = await server.read_logs(item_id, limit=_LOOKED_AT, since=since) if since is not None else []
+    if not any((record.name, record.message) == (LOGGER, message) for record in found):
+        await write_log_note(server, item_id, message)

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -24,7 +23,7 @@ from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import LaunchError, QueueError, ServerUnavailableError, SpecError
 from prefect_launch.inputs.config_files import deep_merge
 from prefect_launch.queues.author_shares import check_waiting
-from prefect_launch.queues.claim import CHANGE, claim, finish_cancelling
+from prefect_launch.queues.claim import CHANGE, CHANGED_LATER, claim, finish_cancelling
 from prefect_launch.queues.moved import is_moved, key_after
 from prefect_launch.queues.session import queue_tag
 from prefect_launch.queues.transitions import transition_id_for
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 #: The longest that a change holds an item: an agent takes one that is held for longer than this for abandoned.
 HOLD_SECONDS: Final = 20.0
 _RELEASE_SECONDS: Final = 20.0
-_MOMENT: Final = timedelta(microseconds=1)
 #: Labels that the server sets by itself.
 _OF_SERVER: Final = "prefect."
 
@@ -206,7 +204,7 @@ async def _release(server: Server, was: Item, held: Item) -> None:
 def _changed(was: Item) -> Item:
     """Return an item that is due a microsecond later: by that, a claim from an older poll shows that it has changed."""
     due = was.next_scheduled_start_time
-    return was if due is None else was.model_copy(update={"next_scheduled_start_time": due + _MOMENT})
+    return was if due is None else was.model_copy(update={"next_scheduled_start_time": due + CHANGED_LATER})
 
 
 async def _end_as_moved(server: Server, held: Item, why: str) -> None:

@@ -6,7 +6,8 @@ transition id, never by force. Then see what the claim was made from:
 
 - Most items wait as they were made: they have never run, and were due at once. For those, propose no time. The server
   copies the time of the state that the claim is made from into the claim, in the same transaction, and none from an end
-  (Prefect's rule `CopyScheduledTime`). So its answer says whether the item still waits as it was polled.
+  (Prefect's rule `CopyScheduledTime`). So its answer says whether the item still waits as it was polled: what goes back
+  to its place in line changed, or after a run, is due a moment later than before.
 - For the others, propose a time: the server's clock would hold up the start of an item that is due by the agent's. Then
   read the item, and check whether it has ended since the poll (it ran once more, or ended before it ran).
 
@@ -17,7 +18,7 @@ the claim. So count the active items after a claim, and release the item when th
 from __future__ import annotations
 
 import logging
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, Protocol
 from uuid import UUID, uuid4
 
@@ -34,6 +35,10 @@ log = logging.getLogger(__name__)
 COUNTED: Final = (StateType.PENDING, StateType.RUNNING)
 #: A claim that was asked for longer ago may have been taken back since.
 _NEWS_SECONDS: Final = 10.0
+#: An item that goes back to its place in line, and is not as it was, is due so much later than before: by that, a claim
+#: from an older poll shows. One that has run is due later than one that was changed a thousand times.
+CHANGED_LATER: Final = timedelta(microseconds=1)
+RAN_LATER: Final = timedelta(milliseconds=1)
 #: In the data of a claim's state: who holds an item that waits for a moment, to change it.
 CHANGE: Final = "launch_change"
 

@@ -27,6 +27,7 @@ from prefect_launch.core.states import LAST_LINE, TERMINAL, ItemState, StateType
 from prefect_launch.core.units import utc_time
 from prefect_launch.core.validation import clean_json, json_fault
 from prefect_launch.errors import LaunchError
+from prefect_launch.queues.claim import RAN_LATER
 from prefect_launch.queues.transitions import retry_until_available, transition
 from prefect_launch.runners.base import Labels, Phase
 from prefect_launch.server.protocol import Server
@@ -179,13 +180,14 @@ async def _forget_run(server: Server, item: Item) -> None:
     A record that stays costs such an item a wait. So a server that is away is waited for, and one that is there and
     does not do it is not asked for ever.
     """
-    for _ in range(_FORGET_TRIES):
+    for tries_left in reversed(range(_FORGET_TRIES)):
         try:
             await server.record_infrastructure(item.id, None)
             return
         except LaunchError as error:
             log.warning("%s not-forgotten %s", item.id, error)
-        await retry_until_available(f"show {item.id}", lambda: server.read_item(item.id))
+        if tries_left:
+            await retry_until_available(f"show {item.id}", lambda: server.read_item(item.id))
 
 
 async def _set_end(
@@ -195,7 +197,7 @@ async def _set_end(
     due: datetime | None = None
     if current is StateType.RUNNING and outcome.state is ItemState.QUEUED:
         await _forget_run(server, item)
-        due = item.expected_start_time  # It keeps its place in line.
+        due = item.expected_start_time and item.expected_start_time + RAN_LATER  # It keeps its place in line.
     state = await transition(
         server,
         item.id,

@@ -16,26 +16,23 @@ import re
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.log_notes import log_note
+from prefect_launch.agent.log_notes import note_for_people
 from prefect_launch.core.filesystem import data_bytes, temporary_folder_async
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.output_limits import OUTPUTS_FILE, LeftOut
 from prefect_launch.core.validation import clean_json, clean_text
 from prefect_launch.errors import (
     InfrastructureError,
-    LaunchError,
     NotFoundError,
     clause,
 )
 from prefect_launch.jobs.outputs import copy_outputs
-from prefect_launch.queues.transitions import retry_until_available
 from prefect_launch.runners.base import LOG_FILE, ExitStatus, RunPlan
 from prefect_launch.server.protocol import Server
 from prefect_launch.settings.agent_config import MachineSettings
@@ -51,8 +48,6 @@ log = logging.getLogger(__name__)
 
 #: The agent's own files, stored with the outputs.
 WHOLE_LOG: Final = LOG_FILE
-#: Records of an item's log that are looked through for one.
-_LOOKED_AT: Final = 200
 
 
 async def keep_outputs(session: Session, flow_run_id: UUID, plan: RunPlan, end: ExitStatus) -> list[str]:
@@ -81,37 +76,12 @@ async def keep_outputs(session: Session, flow_run_id: UUID, plan: RunPlan, end: 
     told = [left_out.describe(plan.output_limits)] if left_out else []
     told += [changes.describe()] if changes else []
     if told:  # In one line of its log, behind the job's own: an agent after this one finds it by its text.
-        await note_left_out(session.server, flow_run_id, plan.mask.text("\n".join(told)), since=end.ended_at)
+        await note_for_people(session.server, flow_run_id, plan.mask.text("\n".join(told)), since=end.ended_at)
     return [
         f"{each.summary()}; its log names {'it' if each.count == 1 else 'them'}."
         for each in (left_out, changes)
         if each
     ]
-
-
-async def note_left_out(server: Server, flow_run_id: UUID, message: str, *, since: datetime | None = None) -> None:
-    """Note in an item's log what is left out of its outputs; a log that cannot be written does not fail the run.
-
-    Args:
-        server: an open connection.
-        flow_run_id: of the item.
-        message: its secrets are masked.
-        since: when an agent before this one may first have written the same line; None: none has.
-    """
-    try:
-        await retry_until_available(
-            f"take the log of {flow_run_id}", lambda: _note_once(server, flow_run_id, message, since)
-        )
-    except LaunchError as error:
-        log.warning("%s outputs-note failed: %s", flow_run_id, error)
-
-
-async def _note_once(server: Server, flow_run_id: UUID, message: str, since: datetime | None) -> None:
-    """Write a line to an item's log, unless the agent before this one has."""
-    found = await server.read_logs(flow_run_id, limit=_LOOKED_AT, since=since) if since is not None else []
-    note = log_note(message)
-    if not any((record.name, record.message) == (note.name, note.message) for record in found):
-        await server.write_logs(flow_run_id, [note])
 
 
 _COPY: Final = "job.log.masked"
@@ -205,7 +175,7 @@ async def copy_previous_outputs(session: Session, plan: RunPlan, machine: Machin
             if left_out:
                 whose = f"the outputs of attempt {attempt}"
                 message = left_out.describe(plan.output_limits, what=whose, done="handed on to the next")
-                await note_left_out(session.server, UUID(plan.item_id), plan.mask.text(message))
+                await note_for_people(session.server, UUID(plan.item_id), plan.mask.text(message))
             return attempt
     return None
 

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import signal
-import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
@@ -24,8 +23,7 @@ log = logging.getLogger(__name__)
 
 #: The variable of a job's environment that marks its processes.
 _MARK: Final = f"{OUTPUT_DIR_VARIABLE}="
-#: So many looks in a row, with such pauses, find nothing of a job that is gone.
-_LOOKS: Final = 2
+#: Between two looks for what is left of a job.
 _LOOK_SECONDS: Final = 0.02
 #: What was killed and is still there then hangs in the kernel.
 _KILL_SECONDS: Final = 5.0
@@ -103,23 +101,17 @@ class RunFolder:
             return []
         pid = started.get("pid")
         if isinstance(pid, int) and (living_pid(started) is not None or supervisor.stat_fields(pid) is None):
-            _kill(_group(pid))  # Else its id belongs to another process by now, so the group is gone.
+            supervisor.send(
+                signal.SIGKILL, _group(pid)
+            )  # Else its id belongs to another process by now, so the group is gone.
         return self.kill_marked()
 
     def kill_marked(self) -> list[int]:
-        """Kill the processes whose environment says that they are of this run; return their ids. Blocks.
-
-        One that is just starting a program shows no environment, and one may be forked behind the look: so it looks
-        until nothing was found twice, or what was killed does not go.
-        """
+        """Kill the processes whose environment says that they are of this run; return their ids. Blocks."""
         killed: set[int] = set()
-        unseen, give_up = 0, time.monotonic() + _KILL_SECONDS
-        while unseen < _LOOKS and time.monotonic() < give_up:
-            found = {pid for pid, _ in supervisor.marked(os.fsencode(self.mark))}
-            _kill(found)
-            killed |= found
-            unseen = 0 if found else unseen + 1
-            time.sleep(_LOOK_SECONDS)
+        for pids in supervisor.looks_for(os.fsencode(self.mark), _LOOK_SECONDS, _KILL_SECONDS):
+            supervisor.send(signal.SIGKILL, pids)
+            killed |= pids
         return sorted(killed)
 
     @property
@@ -141,15 +133,6 @@ def _exit(written: dict[str, Any]) -> ExitStatus:
         peak_memory_bytes=written.get("peak_memory_bytes"),
         cpu_seconds=written.get("cpu_seconds"),
     )
-
-
-def _kill(pids: set[int]) -> list[int]:
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    return sorted(pids)
 
 
 def living_pid(identity: dict[str, Any] | None) -> int | None:

@@ -23,7 +23,7 @@ else:  # in the fork server's process, which has the standard library and this f
 
 TYPE_CHECKING = False  # The fork server needs no `typing`.
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
     Json = dict[str, Any]
@@ -47,6 +47,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 _CANNOT_RUN, _NOT_FOUND = 126, 127
 #: How long a command that was run beside the job has to leave its terminal in order.
 _LEAVE_SECONDS = 0.2
+#: Looks in a row that find nothing of a job, until nothing of it is there.
+_LOOKS = 2
 #: How long killed processes may take to be gone; one in an uninterruptible call (a dead network disk) may never be.
 _REAP_SECONDS = 10.0
 
@@ -229,16 +231,10 @@ def end_joined() -> None:
     if not os.path.exists(JOINED):
         return
     mark = str(read_json(JOINED)["mark"]).encode()
-    give_up = time.monotonic() + _REAP_SECONDS
     number = signal.SIGHUP
-    while (pids := [pid for pid, _ in marked(mark)]) and time.monotonic() < give_up:
-        for pid in pids:
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
-        time.sleep(_LEAVE_SECONDS)
-        number = signal.SIGKILL
+    for pids in looks_for(mark, _LEAVE_SECONDS, _REAP_SECONDS):
+        send(number, pids)
+        number = signal.SIGKILL if pids else number
 
 
 def outcome(job: Job, kills_before: int) -> Json:
@@ -312,6 +308,33 @@ def environments() -> Iterator[tuple[int, list[bytes]]]:
 def marked(mark: bytes) -> list[tuple[int, list[bytes]]]:
     """Return the processes that have a variable in their environment, each with all of that."""
     return [(pid, variables) for pid, variables in environments() if mark in variables]
+
+
+def looks_for(mark: bytes, pause: float, most: float) -> Iterator[set[int]]:
+    """Look for the processes that have a variable in their environment, until none was found twice.
+
+    One that is just starting a program shows no environment, and one may be forked behind the look.
+
+    Args:
+        mark: the variable.
+        pause: between two looks, s.
+        most: after which time it gives up, s.
+    """
+    unseen, give_up = 0, time.monotonic() + most
+    while unseen < _LOOKS and time.monotonic() < give_up:
+        found = {pid for pid, _ in marked(mark)}
+        yield found
+        unseen = 0 if found else unseen + 1
+        time.sleep(pause)
+
+
+def send(number: int, pids: Iterable[int]) -> None:
+    """Send a signal to processes, some of which may be gone."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
 
 
 def identity(pid: int) -> Json:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.queues.claim import claim
 from prefect_launch.queues.sent_back import may_be_sent_back, order_back, take_turn
 from prefect_launch.server.values import Item, State
 from prefect_launch.testing import Script
-from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
+from tests.support.bench import QUEUE, RESOURCE, Bench, eventually, holder_called
 
 WAITING, RUNNING, COMPLETED = StateType.SCHEDULED, StateType.RUNNING, StateType.COMPLETED
 LOOK_SECONDS = 1.0
@@ -69,6 +70,22 @@ async def test_youngest_low_item_makes_place_and_starts_again_later(bench: Bench
     assert await bench.states(younger) == ["Queued", *ran, "Queued", *ran, "Completed"]
     assert "Queued" not in (await bench.states(older))[1:]
     assert not [one for one in await bench.server.list_artifacts(younger.id) if "failure" in str(one["key"])]
+
+
+async def test_item_that_was_sent_back_is_claimed_from_a_new_poll_alone(bench: Bench) -> None:
+    await preempt(bench)
+    low = await add_low(bench)
+    (polled,) = await bench.poll()
+    async with bench.running(bench.agent(max_jobs=1)):
+        await bench.until(low, RUNNING)
+        urgent = await add_critical(bench)
+        await bench.until(urgent, RUNNING)
+        await bench.until(low, WAITING)
+    assert await claim(bench.server, polled, holder=holder_called("late")) is None
+    (polled,) = await bench.poll()
+    claimed = await claim(bench.server, polled, holder=holder_called("late"))
+    assert claimed is not None
+    assert (claimed.id, claimed.run_count) == (low.id, 1)
 
 
 async def test_item_that_was_sent_back_starts_before_the_low_ones_that_came_after_it(bench: Bench) -> None:
