@@ -215,7 +215,7 @@ class Nonsense:
         monkeypatch.setattr(bench.server, method, answers)
 
 
-@pytest.mark.parametrize("method", ["poll", "read_item", "count_items"])
+@pytest.mark.parametrize("method", ["poll", "propose", "count_items"])
 async def test_nonsense_answer_to_the_poll_is_logged_and_its_items_are_run(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
