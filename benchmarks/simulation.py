@@ -42,23 +42,10 @@ class Cost:
         return Cost(self.api * share, self.database * share, self.client * share, self.pause * share)
 
 
-@dataclass(frozen=True)
-class Request:
-    """A request of an item.
-
-    Attributes:
-        share: of what the item costs.
-        is_read: it waits for no write of its client.
-    """
-
-    share: float
-    is_read: bool = False
-
-
-#: As "Requests of an item" in `docs/performance.md` has them: poll, claim, read.
-TO_START: Final = (Request(0.29), Request(0.21), Request(0.06, is_read=True))
+#: Requests as shares of what an item costs; "Requests of an item" in `docs/performance.md` has them. Poll, claim.
+TO_START: Final = (0.31, 0.22)
 #: Running, the record of its run, its end.
-TO_END: Final = (Request(0.17), Request(0.03), Request(0.24))
+TO_END: Final = (0.18, 0.03, 0.26)
 
 
 @dataclass(frozen=True)
@@ -89,14 +76,13 @@ class _Site:
         processes = [simpy.Resource(self.env) for _ in range(set_up.processes)]
         self.clients = [_Client(self.env, processes[number % len(processes)]) for number in range(clients)]
 
-    def chain(self, client: _Client, cost: Cost, requests: Iterable[Request]) -> Process:
-        """Send requests, one after another."""
-        for request in requests:
-            part = cost.part(request.share)
+    def chain(self, client: _Client, cost: Cost, shares: Iterable[float]) -> Process:
+        """Send an item's requests, one after another; a client has one of them on its way at a time."""
+        for share in shares:
+            part = cost.part(share)
             yield self.env.timeout(part.pause / 2)
-            with ExitStack() as turn:
-                if not request.is_read:
-                    yield turn.enter_context(client.writing.request())
+            with client.writing.request() as turn:
+                yield turn
                 yield from self.ask(client, part)
 
     def ask(self, client: _Client, cost: Cost) -> Process:
@@ -179,7 +165,7 @@ def dispatch_waits(
     def look(client: _Client) -> Process:
         yield site.env.timeout(SECOND_POLL_SECONDS)
         each = others.part(1 / (agents - 1))
-        polls = max(1, round(each.api / (cost.api * TO_START[0].share)))
+        polls = max(1, round(each.api / (cost.api * TO_START[0])))
         for _ in range(polls):
             yield from site.ask(client, each.part(1 / polls))
 
