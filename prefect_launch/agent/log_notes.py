@@ -63,5 +63,6 @@ async def note_for_people(server: Server, item_id: UUID, message: str, *, since:
 async def _note_once(server: Server, item_id: UUID, message: str, since: datetime | None) -> None:
     """Write a line to an item's log, unless the agent before this one has."""
     found = await server.read_logs(item_id, limit=_LOOKED_AT, since=since) if since is not None else []
-    if not any((record.name, record.message) == (LOGGER, message) for record in found):
-        await write_log_note(server, item_id, message)
+    note = log_note(message)
+    if not any((record.name, record.message) == (note.name, note.message) for record in found):
+        await server.write_logs(item_id, [note])

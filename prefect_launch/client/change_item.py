@@ -23,7 +23,7 @@ from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import LaunchError, QueueError, ServerUnavailableError, SpecError
 from prefect_launch.inputs.config_files import deep_merge
 from prefect_launch.queues.author_shares import check_waiting
-from prefect_launch.queues.claim import CHANGE, CHANGED_LATER, claim, finish_cancelling
+from prefect_launch.queues.claim import CHANGE, CHANGED_LATER, claim, finish_cancelling, waiting_state
 from prefect_launch.queues.moved import is_moved, key_after
 from prefect_launch.queues.session import queue_tag
 from prefect_launch.queues.transitions import transition_id_for
@@ -151,10 +151,7 @@ def _kept_parameters(item: Item, draft: ItemDraft, queue: CachedQueue) -> dict[s
 def _waiting_state(item: Item, draft: ItemDraft | None = None, queue: str | None = None) -> State:
     """Return the state in which an item waits, which keeps its place in line and the time at which it is due."""
     message = item.message if draft is None or queue == item.work_pool_name else draft.state.message
-    due = item.next_scheduled_start_time
-    details = {} if due is None else {"scheduled_time": due.isoformat()}
-    name = item.state_name or ItemState.QUEUED.label
-    return State(type=StateType.SCHEDULED, name=name, message=message or None, state_details=details)
+    return waiting_state(item.state_name, message, due=item.next_scheduled_start_time)
 
 
 async def _job_of(session: Session, item: Item) -> Job | None:

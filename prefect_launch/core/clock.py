@@ -1,4 +1,4 @@
-"""The clock by which an agent trusts what it was told."""
+"""The clock that says how old is what an agent knows."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ transition id, never by force. Then see what the claim was made from:
   copies the time of the state that the claim is made from into the claim, in the same transaction, and none from an end
   (Prefect's rule `CopyScheduledTime`). So its answer says whether the item still waits as it was polled: what goes back
   to its place in line changed, or after a run, is due a moment later than before.
-- For the others, propose a time: the server's clock would hold up the start of an item that is due by the agent's. Then
-  read the item, and check whether it has ended since the poll (it ran once more, or ended before it ran).
+- For the others, propose a time: by its own clock, the server would hold up the start of an item that is due by the
+  agent's. Then read the item, and check whether it has ended since the poll (it ran once more, or ended before it ran).
 
 Restore the final state of an item that has ended, and drop it. The server applies a queue's limits at the poll, not at
 the claim. So count the active items after a claim, and release the item when there are too many.
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime, timedelta
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from uuid import UUID, uuid4
 
 from prefect_launch.core.clock import now
@@ -35,10 +35,12 @@ log = logging.getLogger(__name__)
 COUNTED: Final = (StateType.PENDING, StateType.RUNNING)
 #: A claim that was asked for longer ago may have been taken back since.
 _NEWS_SECONDS: Final = 10.0
-#: An item that goes back to its place in line, and is not as it was, is due so much later than before: by that, a claim
-#: from an older poll shows. One that has run is due later than one that was changed a thousand times.
+#: An item that goes back to its place in line, changed or after a run, is due so much later than before: by that, a
+#: claim from an older poll shows. It stays before its siblings, which the server makes 17 microseconds and more apart.
 CHANGED_LATER: Final = timedelta(microseconds=1)
-RAN_LATER: Final = timedelta(milliseconds=1)
+RAN_LATER: Final = timedelta(microseconds=10)
+#: The server's name for a state `Scheduled` whose time has passed.
+_LATE: Final = "Late"
 #: In the data of a claim's state: who holds an item that waits for a moment, to change it.
 CHANGE: Final = "launch_change"
 
@@ -61,29 +63,43 @@ async def claim(server: Server, polled: Item, *, holder: Claimant) -> Item | Non
     Returns:
         The item as it is now; `None` when it is not ours.
     """
-    token, asked_at = uuid4(), now()
-    wanted = holder.claimed_state()
-    if not _waits_as_made(polled) and polled.created is not None:
-        wanted = wanted.model_copy(update={"state_details": {"scheduled_time": polled.created.isoformat()}})
     try:
-        # A claim whose answer was lost may have been made: it is asked for until it is known, under the same token.
-        verdict = await retry_until_available(
-            f"claim {polled.id}", lambda: server.propose(polled.id, wanted, transition_id=token)
-        )
+        current = await _claimed(server, polled, holder)
     except ItemGoneError:
         log.debug("%s lost: it was deleted", polled.id)
         return None
-    if not (verdict.accepted or _is_own_repeat(verdict, token)):
-        log.debug("%s lost %s", polled.id, verdict.reason)
-        return None
-    is_news = now() - asked_at < _NEWS_SECONDS
-    if is_news and _waits_as_made(polled) and verdict.state is not None:
-        current = await _judge_by_answer(server, polled, verdict.state)
-    else:
-        current = await _judge_by_reading(server, polled, token)
     if current is not None:
         log.info("%s claimed %s", polled.id, polled.name)
     return current
+
+
+async def _claimed(server: Server, polled: Item, holder: Claimant) -> Item | None:
+    token, asked_at, as_made = uuid4(), now(), _waits_as_made(polled)
+    wanted = holder.claimed_state()
+    if not as_made and polled.created is not None:
+        wanted = wanted.model_copy(update={"state_details": {"scheduled_time": polled.created.isoformat()}})
+    # A claim whose answer was lost may have been made: it is asked for until it is known, under the same token.
+    verdict = await retry_until_available(
+        f"claim {polled.id}", lambda: server.propose(polled.id, wanted, transition_id=token)
+    )
+    if not (verdict.accepted or _is_own_repeat(verdict, token)):
+        log.debug("%s lost %s", polled.id, verdict.reason)
+        return None
+    is_news = verdict.accepted and not verdict.is_repeated and now() - asked_at < _NEWS_SECONDS
+    if as_made and is_news and verdict.state is not None:
+        return await _judge_by_time(server, polled, _as_claimed(polled, verdict.state))
+    current = await retry_until_available(f"read {polled.id}", lambda: server.read_item(polled.id))
+    if current is None:
+        return None
+    if not as_made and await retry_until_available(
+        f"judge {polled.id}", lambda: _has_ended_since(server, polled, current)
+    ):
+        await retry_until_available(f"restore {polled.id}", lambda: restore_final_state(server, current))
+        return None
+    if current.state is None or current.state.transition_id != str(token):
+        await finish_cancelling(server, current)
+        return None
+    return await _judge_by_time(server, polled, current) if as_made else current
 
 
 def _waits_as_made(polled: Item) -> bool:
@@ -93,42 +109,40 @@ def _waits_as_made(polled: Item) -> bool:
     return is_new and due is not None and polled.created is not None and due <= polled.created
 
 
-async def _judge_by_answer(server: Server, polled: Item, claimed: State) -> Item | None:
+def _as_claimed(polled: Item, claimed: State) -> Item:
+    changes = {"state": claimed, "state_type": claimed.type, "state_name": claimed.name}
+    return polled.model_copy(update={**changes, "next_scheduled_start_time": None})
+
+
+async def _judge_by_time(server: Server, polled: Item, current: Item) -> Item | None:
     """Return a claimed item if its claim was made from the state in which it was polled."""
-    current = polled.model_copy(
-        update={
-            "state": claimed,
-            "state_type": claimed.type,
-            "state_name": claimed.name,
-            "next_scheduled_start_time": None,
-        }
-    )
-    made_from = claimed.scheduled_time
+    made_from = current.state.scheduled_time if current.state else None
     if made_from == polled.next_scheduled_start_time:
         return current
     if made_from is None:
         await retry_until_available(f"restore {polled.id}", lambda: restore_final_state(server, current))
-    else:
-        # It was changed or put back: the next poll shows it as it is.
-        why = "Claimed from an old poll result."
-        await retry_until_available(
-            f"take {polled.id} back", lambda: release_claim(server, current, why, due=made_from)
-        )
+    else:  # It was changed or put back: the next poll shows it as it is.
+        await retry_until_available(f"take {polled.id} back", lambda: _take_back(server, current, made_from))
     return None
 
 
-async def _judge_by_reading(server: Server, polled: Item, token: UUID) -> Item | None:
-    """Return a claimed item as it is now, unless it has ended since the poll or was asked to stop."""
-    current = await retry_until_available(f"read {polled.id}", lambda: server.read_item(polled.id))
-    if current is None:
-        return None
-    if await retry_until_available(f"judge {polled.id}", lambda: _has_ended_since(server, polled, current)):
-        await retry_until_available(f"restore {polled.id}", lambda: restore_final_state(server, current))
-        return None
-    if current.state is None or current.state.transition_id != str(token):
-        await finish_cancelling(server, current)
-        return None
-    return current
+async def _take_back(server: Server, item: Item, made_from: datetime) -> None:
+    """Let an item wait again as it did when it was claimed: for its time, under its name, with its reason."""
+    states = await server.read_states(item.id)
+    was = [one for one in states if one.type is StateType.SCHEDULED and one.scheduled_time == made_from]
+    if not was:
+        await release_claim(server, item, "Claimed from an old poll result.", due=made_from)
+        return
+    waiting = waiting_state(was[-1].name, was[-1].message, due=made_from, data=was[-1].data)
+    verdict = await server.propose(item.id, waiting, transition_id=transition_id_for(item, "release"))
+    log.info("%s taken-back %s %s", item.id, waiting.name, verdict.reason)
+
+
+def waiting_state(name: str | None, message: str | None, *, due: datetime | None, data: Any = None) -> State:
+    """Return a state in which an item waits as before. The server lets nobody put an item into its own state `Late`."""
+    details = {} if due is None else {"scheduled_time": due.isoformat()}
+    name = "Scheduled" if name == _LATE else name or ItemState.QUEUED.label
+    return State(type=StateType.SCHEDULED, name=name, message=message or None, data=data, state_details=details)
 
 
 async def undo_claim(server: Server, item: Item, why: str) -> None:

@@ -279,7 +279,7 @@ class ProposalCalls(Calls):
         while True:
             if token in self._unanswered and (made := await self._made(item_id, token)):
                 self._unanswered.discard(token)
-                return Verdict(status=Answer.ACCEPT, state=made)
+                return Verdict(status=Answer.ACCEPT, state=made, is_repeated=True)
             try:
                 verdict = await self._send(item_id, state, token, force=force)
             except AnswerLostError:

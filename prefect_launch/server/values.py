@@ -60,7 +60,7 @@ class State(_Value):
 
     @property
     def scheduled_time(self) -> datetime | None:
-        """The time for which it was scheduled, or the state that a claim was made from; None: for none."""
+        """The time for which it is scheduled; of a claim, that of the state it was made from. None: there is none."""
         found = self.state_details.get("scheduled_time")
         return None if found is None else _TIME.validate_python(found)
 
@@ -190,6 +190,7 @@ class Verdict(_Value):
     status: Answer
     state: State | None = None
     details: dict[str, Any] = Field(default_factory=dict)
+    is_repeated: bool = Field(default=False, description="An earlier request made it: the item may have moved on.")
 
     @property
     def accepted(self) -> bool:

@@ -36,7 +36,8 @@ async def race_edits(api: Api, queue: str, count: int, pause: Pause) -> set[str]
                 assert now.state_type is StateType.SCHEDULED
                 assert now.next_scheduled_start_time is not None
                 assert item.next_scheduled_start_time is not None
-                assert now.next_scheduled_start_time - item.next_scheduled_start_time <= timedelta(microseconds=2)
+                moved_by = now.next_scheduled_start_time - item.next_scheduled_start_time
+                assert moved_by == (timedelta(0) if edited is None else timedelta(microseconds=1))
                 claimed = await claim(session.server, now, holder=AGENT)
             assert claimed is not None
             assert _lr(claimed) == _lr(now) == (1 if edited is None else 2)

@@ -87,6 +87,12 @@ def test_item_that_waits_for_its_time_or_its_retry_still_waits_for_it_after_a_ch
     assert now.next_scheduled_start_time == due + timedelta(microseconds=1)
 
 
+def test_item_that_the_server_calls_late_is_changed(job_api: InMemoryApi, run: QueuedRun) -> None:
+    propose(job_api, run, State(type=StateType.SCHEDULED, name="Late"))
+    run.edit({"lr": 0.5})
+    assert run.item.state_name == "Scheduled"  # The server takes its own name from nobody.
+
+
 @pytest.mark.parametrize("states", [[ItemState.CLAIMED], [ItemState.CLAIMED, ItemState.RUNNING], [ItemState.CANCELLED]])
 @pytest.mark.parametrize("change", ["edit", "set_priority", "move"])
 def test_item_that_does_not_wait_is_not_changed(

@@ -104,6 +104,7 @@ class ContainerImages:
 
     async def is_missing(self, plan: RunPlan) -> bool:
         """Whether something is to be pulled for a plan."""
+        self._found.pop(plan.name, None)
         found, wanted = await self.find(plan), plan.resolved_image
         if found is None or (wanted is not None and found.name != wanted and not self._backs_off(wanted)):
             return True

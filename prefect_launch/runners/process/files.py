@@ -23,8 +23,6 @@ log = logging.getLogger(__name__)
 
 #: The variable of a job's environment that marks its processes.
 _MARK: Final = f"{OUTPUT_DIR_VARIABLE}="
-#: Between two looks for what is left of a job.
-_LOOK_SECONDS: Final = 0.02
 #: What was killed and is still there then hangs in the kernel.
 _KILL_SECONDS: Final = 5.0
 
@@ -109,7 +107,7 @@ class RunFolder:
     def kill_marked(self) -> list[int]:
         """Kill the processes whose environment says that they are of this run; return their ids. Blocks."""
         killed: set[int] = set()
-        for pids in supervisor.looks_for(os.fsencode(self.mark), _LOOK_SECONDS, _KILL_SECONDS):
+        for pids in supervisor.looks_for(os.fsencode(self.mark), _KILL_SECONDS, pause=supervisor.LOOK_SECONDS):
             supervisor.send(signal.SIGKILL, pids)
             killed |= pids
         return sorted(killed)

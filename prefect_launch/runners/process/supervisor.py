@@ -49,6 +49,7 @@ _CANNOT_RUN, _NOT_FOUND = 126, 127
 _LEAVE_SECONDS = 0.2
 #: Looks in a row that find nothing of a job, until nothing of it is there.
 _LOOKS = 2
+LOOK_SECONDS = 0.02
 #: How long killed processes may take to be gone; one in an uninterruptible call (a dead network disk) may never be.
 _REAP_SECONDS = 10.0
 
@@ -232,7 +233,7 @@ def end_joined() -> None:
         return
     mark = str(read_json(JOINED)["mark"]).encode()
     number = signal.SIGHUP
-    for pids in looks_for(mark, _LEAVE_SECONDS, _REAP_SECONDS):
+    for pids in looks_for(mark, _REAP_SECONDS, pause=_LEAVE_SECONDS):
         send(number, pids)
         number = signal.SIGKILL if pids else number
 
@@ -310,22 +311,22 @@ def marked(mark: bytes) -> list[tuple[int, list[bytes]]]:
     return [(pid, variables) for pid, variables in environments() if mark in variables]
 
 
-def looks_for(mark: bytes, pause: float, most: float) -> Iterator[set[int]]:
+def looks_for(mark: bytes, most: float, *, pause: float) -> Iterator[set[int]]:
     """Look for the processes that have a variable in their environment, until none was found twice.
 
     One that is just starting a program shows no environment, and one may be forked behind the look.
 
     Args:
         mark: the variable.
-        pause: between two looks, s.
         most: after which time it gives up, s.
+        pause: after a look that has found some, s.
     """
     unseen, give_up = 0, time.monotonic() + most
     while unseen < _LOOKS and time.monotonic() < give_up:
         found = {pid for pid, _ in marked(mark)}
         yield found
         unseen = 0 if found else unseen + 1
-        time.sleep(pause)
+        time.sleep(pause if found else LOOK_SECONDS)
 
 
 def send(number: int, pids: Iterable[int]) -> None:

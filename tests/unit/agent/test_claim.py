@@ -76,20 +76,26 @@ async def test_given_back_item_is_claimed_from_an_old_poll_too(bench: Bench) -> 
     assert await claim(bench.server, polled, holder=holder_called("box-2")) is not None
 
 
+@pytest.mark.parametrize("news_seconds", [10.0, 0.0])
 @pytest.mark.parametrize("runs", [(), (ItemState.RUNNING,)])
 async def test_item_that_was_put_back_for_another_time_is_claimed_from_a_new_poll_alone(
-    bench: Bench, runs: tuple[ItemState, ...]
+    bench: Bench, runs: tuple[ItemState, ...], news_seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("prefect_launch.queues.claim._NEWS_SECONDS", news_seconds)
     await bench.add()
     (polled,) = await bench.poll()
     assert polled.next_scheduled_start_time is not None
     await bench.move(polled, ItemState.CLAIMED, *runs)
     due = polled.next_scheduled_start_time + timedelta(seconds=1)
-    later = State.of(ItemState.QUEUED).model_copy(update={"state_details": {"scheduled_time": due.isoformat()}})
-    await bench.server.propose(polled.id, later)
+    retry = State.of(ItemState.AWAITING_RETRY, "Once more.").model_copy(
+        update={"state_details": {"scheduled_time": due.isoformat()}, "data": {"exit_code": 3}}
+    )
+    await bench.server.propose(polled.id, retry)
     assert await claim(bench.server, polled, holder=holder_called("box-1")) is None
     now = await bench.read(polled.id)
-    assert (now.state_type, now.next_scheduled_start_time) == (StateType.SCHEDULED, due)
+    assert now.state is not None
+    assert (now.state_name, now.message, now.next_scheduled_start_time) == ("AwaitingRetry", "Once more.", due)
+    assert now.state.data == {"exit_code": 3}
     claimed = await claim(bench.server, now, holder=holder_called("box-1"))
     assert claimed is not None
     assert claimed.run_count == len(runs)
@@ -181,6 +187,36 @@ async def test_claim_that_took_long_is_read_again(bench: Bench, monkeypatch: pyt
     bench.server.after_call = cancel_after_the_claim
     assert await claim(bench.server, polled, holder=holder_called("box-1")) is None
     assert (await bench.read(polled.id)).state_type is StateType.CANCELLED
+
+
+async def test_claim_that_an_earlier_request_made_is_read_again(bench: Bench) -> None:
+    await bench.add()
+    (polled,) = await bench.poll()
+
+    async def lose_the_answer(method: str) -> None:
+        if method == "propose":
+            bench.server.after_call = None
+            await bench.server.label_item(polled.id, {"changed": "meanwhile"})
+            raise ServerUnavailableError("the answer was lost")
+
+    bench.server.after_call = lose_the_answer
+    mine = await claim(bench.server, polled, holder=holder_called("box-1"))
+    assert mine is not None
+    assert mine.labels["changed"] == "meanwhile"
+
+
+async def test_item_that_is_deleted_while_it_is_taken_back_is_lost(bench: Bench) -> None:
+    await bench.add()
+    (polled,) = await bench.poll()
+    await bench.move(polled, ItemState.CLAIMED, ItemState.FAILED)
+
+    async def delete_after_the_claim(method: str) -> None:
+        if method == "read_states":
+            bench.server.after_call = None
+            await bench.server.delete_item(polled.id)
+
+    bench.server.after_call = delete_after_the_claim
+    assert await claim(bench.server, polled, holder=holder_called("box-1")) is None
 
 
 async def test_item_cancelled_as_it_is_claimed_ends_as_cancelled(bench: Bench) -> None:

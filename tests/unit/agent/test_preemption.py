@@ -83,6 +83,9 @@ async def test_item_that_was_sent_back_is_claimed_from_a_new_poll_alone(bench: B
         await bench.until(low, WAITING)
     assert await claim(bench.server, polled, holder=holder_called("late")) is None
     (polled,) = await bench.poll()
+    assert polled.next_scheduled_start_time is not None
+    assert polled.expected_start_time is not None
+    assert polled.next_scheduled_start_time - polled.expected_start_time < timedelta(microseconds=17)
     claimed = await claim(bench.server, polled, holder=holder_called("late"))
     assert claimed is not None
     assert (claimed.id, claimed.run_count) == (low.id, 1)
