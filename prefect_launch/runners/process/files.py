@@ -99,9 +99,8 @@ class RunFolder:
             return []
         pid = started.get("pid")
         if isinstance(pid, int) and (living_pid(started) is not None or supervisor.stat_fields(pid) is None):
-            supervisor.send(
-                signal.SIGKILL, _group(pid)
-            )  # Else its id belongs to another process by now, so the group is gone.
+            # Else its id belongs to another process by now, so the group is gone.
+            supervisor.send(signal.SIGKILL, _group(pid))
         return self.kill_marked()
 
     def kill_marked(self) -> list[int]:

@@ -11,7 +11,7 @@ from prefect_launch.registries.base import Credentials
 from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.registries.keychain import Keychain, read_registries
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.runners.docker.runner import LocalContainerRunner
+from prefect_launch.runners.docker.runner import ContainerImages, LocalContainerRunner
 from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
 
 HOST = "registry.example:5000"
@@ -52,3 +52,13 @@ async def test_image_of_a_closed_registry_is_not_had_without_credentials(
 
     with pytest.raises(ImagePullError, match="unauthorized"):
         await runner.prepare(plan(tmp_path))
+
+
+async def test_image_that_went_after_a_look_is_looked_for_again(tmp_path: Path) -> None:
+    docker = InMemoryDocker(images={"train:1": {}})
+    images = ContainerImages(InMemoryEngine(docker))
+    wanted = RunPlan(item_id="i", run_id="r", run_dir=tmp_path, image="train:1")
+    assert not await images.is_missing(wanted)
+    del docker.images["train:1"]
+    assert await images.is_missing(wanted)
+    assert await images.take(wanted) is None
