@@ -19,8 +19,9 @@ from prefect_launch.agent.reporting.wait_notes import WaitReasonLogger
 from prefect_launch.cli.main import app
 from prefect_launch.client.api import use_api
 from prefect_launch.client.launch_add import alaunch_add
-from prefect_launch.core.states import StateType
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.queues.session import Session
+from prefect_launch.server.values import State
 from prefect_launch.testing.server_store import StoredItem
 from tests.support.bench import QUEUE, RESOURCE, Bench, holder_called
 
@@ -35,10 +36,14 @@ async def _fill(bench: Bench, depth: int) -> UUID:
     due = (first.next_scheduled_start_time or first.created) - depth * APART  # type: ignore[operator]
     stored = bench.server._store.items
     for number in range(depth - 1):
+        each = due + number * APART
         changes = {
             "id": uuid4(),
             "idempotency_key": f"copy-{number}",
-            "next_scheduled_start_time": due + number * APART,
+            "next_scheduled_start_time": each,
+            "state": State.of(ItemState.QUEUED).model_copy(
+                update={"state_details": {"scheduled_time": each.isoformat()}}
+            ),
         }
         copy = first.model_copy(update=changes)
         stored[copy.id] = StoredItem(copy, stored[first.id].flow)
