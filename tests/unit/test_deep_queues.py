@@ -33,7 +33,8 @@ APART = timedelta(milliseconds=1)
 async def _fill(bench: Bench, depth: int) -> UUID:
     """Put items on the queue, as copies of the first, and return the last one in line."""
     (first,) = await bench.add()
-    due = (first.next_scheduled_start_time or first.created) - depth * APART  # type: ignore[operator]
+    assert first.next_scheduled_start_time is not None
+    due = first.next_scheduled_start_time - depth * APART
     stored = bench.server._store.items
     for number in range(depth - 1):
         each = due + number * APART
